@@ -1,0 +1,30 @@
+"""What the filter sees of a text. Raw texts are stored raw; only the model's input is normalised."""
+
+from __future__ import annotations
+
+import re
+
+# `pre_caption` of BLIP's published code turns these into spaces.
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_WHITE_SPACE = re.compile(r"\s{2,}")
+
+
+def normalise(text: str, *, max_words: int) -> str:
+    """Normalise a text as BLIP does before its tokenizer sees it.
+
+    Lower-case; punctuation to spaces; runs of white space to one space; outer white space
+    stripped; cut to the first `max_words` words.
+
+    Source: BLIP, `pre_caption` of the published code (30 words for retrieval).
+
+    Args:
+        text: Any text.
+        max_words: How many words are left at most; at least 1.
+
+    Returns:
+        The normalised text, "" when nothing is left.
+    """
+    text = _PUNCTUATION.sub(" ", text.lower())
+    text = _WHITE_SPACE.sub(" ", text).rstrip("\n").strip(" ")
+    words = text.split(" ")
+    return " ".join(words[:max_words]) if len(words) > max_words else text
