@@ -1,0 +1,222 @@
+"""The command line. A command parses, makes one library call and prints what came of it.
+
+stdout is the result (`--json` for machines), stderr has progress and logs. Exit codes: 0 all done,
+1 some failed, 2 wrong usage, config, model or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from capfilt import __version__
+from capfilt.errors import CapfiltError
+
+app = typer.Typer(
+    name="capfilt",
+    help="CapFilt as a service: caption and filter web image-text shards with BLIP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """The `capfilt` command: an error for people is one line; `--debug` adds the traceback."""
+    try:
+        app()
+    except CapfiltError as error:
+        if _debugging():
+            raise
+        print(f"capfilt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("capfilt: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _debugging() -> bool:
+    return "--debug" in sys.argv[1:]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"capfilt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("capfilt").setLevel(logging.DEBUG if debug else logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.command()
+def run(
+    input_url: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Shards: a folder, a glob or a brace range, local or any fsspec URL.",
+        ),
+    ],
+    output_url: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Folder of the new dataset, any fsspec URL.")
+    ],
+    captioner: Annotated[
+        Optional[str], typer.Option(help="BLIP captioner: folder or hub id, or `none`.")
+    ] = None,
+    filter_: Annotated[
+        Optional[str],
+        typer.Option("--filter", help="BLIP (or CLIP) filter: folder or hub id, or `none`."),
+    ] = None,
+    preset: Annotated[Optional[str], typer.Option(help="blip (default) or blip2.")] = None,
+    config: Annotated[Optional[Path], typer.Option("-c", "--config", help="YAML file.")] = None,
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one config key; repeatable."),
+    ] = None,
+    format_: Annotated[
+        Optional[str], typer.Option("--format", help="webdataset (default) or parquet.")
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Write texts and scores only.")
+    ] = False,
+    human: Annotated[
+        Optional[str],
+        typer.Option(help="Human-annotated pairs that join unfiltered: COCO-style JSON or shards."),
+    ] = None,
+    human_images: Annotated[
+        Optional[str], typer.Option(help="Image folder of the JSON; default: the JSON's own folder.")
+    ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(help="How many; default: one per GPU, or one per CPU node.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        Optional[float], typer.Option(help="Fractions allowed; 0 uses CPUs. Default: 1 if any.")
+    ] = None,
+    address: Annotated[
+        Optional[str], typer.Option(help="A Ray cluster; default: start Ray on this machine.")
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One worker in this process, without Ray.")
+    ] = False,
+    limit: Annotated[Optional[int], typer.Option(help="Process at most this many shards.")] = None,
+    allow_unfinished: Annotated[
+        bool, typer.Option("--allow-unfinished", help="Take img2dataset shards without _stats.json.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Redo shards that another config or model made.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Caption and filter every shard of INPUT into OUTPUT; run it again to resume."""
+    from capfilt.config import resolve
+    from capfilt.run.job import Where
+    from capfilt.run.job import run as run_job
+    from capfilt.run.show import summary_text
+
+    resolved = resolve(
+        yaml_text=_read_config(config),
+        yaml_name=str(config),
+        preset=preset,
+        options={
+            "captioner": captioner,
+            "filter": filter_,
+            "output.format": format_,
+            "output.images": False if no_images else None,
+        },
+        overrides=overrides or (),
+    )
+    summary = run_job(
+        resolved,
+        Where(
+            input=input_url,
+            output=output_url,
+            human=human,
+            human_images=human_images,
+            allow_unfinished=allow_unfinished,
+            overwrite=overwrite,
+            limit=limit,
+            local=local,
+            address=address,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+        ),
+    )
+    _print(summary.to_dict() if as_json else summary_text(summary))
+    if summary.shards_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    output_url: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder of a run.")],
+    as_json: Json = False,
+) -> None:
+    """Say how far a run is: shards by state, images and texts by verdict."""
+    from capfilt.run.show import status_text
+    from capfilt.run.status import status as read_status
+
+    found = read_status(output_url)
+    _print(found.to_dict() if as_json else status_text(found))
+
+
+@app.command()
+def verify(
+    output_url: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder of a run.")],
+    as_json: Json = False,
+) -> None:
+    """Read every file of a run again and compare it with its commit: hashes and counts."""
+    from capfilt.run.show import verification_text
+    from capfilt.run.verify import verify as verify_output
+
+    found = verify_output(output_url)
+    _print(found.to_dict() if as_json else verification_text(found))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _read_config(path: Path | None) -> str:
+    from capfilt.errors import ConfigError
+
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"-c {path}: cannot be read ({error})") from None
+
+
+def _print(result: Any) -> None:
+    if isinstance(result, dict):
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console().print(result)
+
+
+if __name__ == "__main__":
+    main()

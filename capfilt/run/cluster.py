@@ -1,0 +1,278 @@
+"""The Ray engine: one actor per GPU or CPU slot, shards in by path, commits out.
+
+Nothing of the data passes through Ray's object store. Each actor has two shards in flight, so reading
+and publishing overlap with its models. A call carries its worker's death: when an actor dies with two
+shards in flight it is unknown which one killed it, so both become suspects and run alone, and only a
+death of a worker that held a single shard counts as a try of that shard.
+
+The only module that imports Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from capfilt.errors import CapfiltError, ConfigError
+from capfilt.io.commits import Commit
+from capfilt.run.engine import Done, GaveUp, Outcome, Work, settle
+from capfilt.run.task import Task
+from capfilt.shard import InputShard
+from capfilt.tally import Tally
+
+if TYPE_CHECKING:
+    from capfilt.run.worker import Worker
+
+IN_FLIGHT = 2  # shards per worker: one in the models, one being read or published
+MAX_FAILED_STARTS = 3  # workers in a row that die before their models are loaded
+
+log = logging.getLogger("capfilt")
+
+
+class WorkerDied(CapfiltError):
+    """A worker's process ended while it held one shard alone."""
+
+    def __init__(self, shard_id: str) -> None:
+        super().__init__(f"shard {shard_id}: the worker's process died while it held this shard alone")
+
+
+class Actor:
+    """`capfilt.run.worker.Worker` as Ray sees it. Loading is a call, so that its error arrives whole."""
+
+    def load(self, task: Task, load_worker: Callable[[Task], Worker]) -> None:
+        self._worker = load_worker(task)
+
+    def process(self, shard: InputShard, attempt: str, redo: bool) -> Commit:
+        return self._worker.process(shard, attempt=attempt, redo=redo)
+
+    def in_flight(self) -> Tally:
+        return self._worker.in_flight()
+
+
+def _load_worker(task: Task) -> Worker:
+    from capfilt.run.worker import Worker  # here: it brings torch, which a driver does without
+
+    return Worker.load(task)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker asks of the cluster."""
+
+    workers: int
+    gpus: float  # per worker, fractions allowed below 1
+    cpus: float  # per worker; a CPU worker's models use all of them
+
+
+def connect(address: str | None) -> None:
+    """Connect to a Ray cluster, or start one on this machine with its dashboard on loopback.
+
+    Raises:
+        ConfigError: No cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        return
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address is None:
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **settings)
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+
+
+def resources(
+    *, workers: int | None, gpus_per_worker: float | None, shards: int
+) -> Resources:
+    """Divide the connected cluster among workers.
+
+    With GPUs: as many workers as GPUs allow. Without: one worker per node, with all its cores.
+    Never more than there are shards.
+
+    Raises:
+        ConfigError: The cluster does not have what was asked for (Ray itself would wait forever).
+    """
+    total = ray.cluster_resources()
+    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
+    per_worker = gpus_per_worker if gpus_per_worker is not None else (1.0 if gpus else 0.0)
+    if per_worker > 1 and not float(per_worker).is_integer():
+        raise ConfigError(f"--gpus-per-worker {per_worker:g}: above 1 it must be a whole number")
+    if per_worker:
+        # A fraction never spans two GPUs: 0.4 leaves room for two workers on each.
+        fit = int(gpus) * int(1 / per_worker) if per_worker < 1 else int(gpus // per_worker)
+    else:
+        nodes = [n for n in ray.nodes() if n["Alive"]]
+        fit = int(cpus)
+        workers = workers or min(len(nodes), fit)
+    count = workers or fit
+    if count > fit or fit < 1:
+        raise ConfigError(
+            f"{count or 1} workers with {per_worker:g} GPU each were asked for, but the cluster has "
+            f"{gpus:g} GPUs and {cpus:g} CPUs: lower --workers or --gpus-per-worker"
+        )
+    count = min(count, shards)
+    return Resources(count, per_worker, 1.0 if per_worker else max(1.0, cpus // count))
+
+
+@dataclass
+class _Slot:
+    """An actor and the shards it holds, by the reference of their call."""
+
+    actor: Any
+    loading: Any  # reference of its `load` call; None once the models are there
+    running: dict[Any, Work] = field(default_factory=dict)
+    in_flight: Tally = field(default_factory=Tally)
+    poll: Any = None  # reference of an `in_flight` call under way
+
+    @property
+    def calls(self) -> list[Any]:
+        return [self.loading] if self.loading is not None else list(self.running)
+
+    @property
+    def takes_more(self) -> bool:
+        free = self.loading is None and len(self.running) < IN_FLIGHT
+        return free and not any(work.suspect for work in self.running.values())
+
+
+class ClusterEngine:
+    """Drives actors with `ray.wait`; replaces those that die."""
+
+    def __init__(
+        self, task: Task, needs: Resources, load_worker: Callable[[Task], Worker] | None = None
+    ) -> None:
+        self._task = task
+        self._load_worker = load_worker or _load_worker
+        self._needs = needs
+        self._slots: list[_Slot] = []
+        self._queue: deque[Work] = deque()
+        self._suspects: deque[Work] = deque()  # go to a worker that holds nothing else
+        self._failed_starts = 0
+        self._polled_at = 0.0
+        self.workers = needs.workers
+
+    def in_flight(self) -> Tally:
+        total = Tally()
+        for slot in self._slots:
+            total.merge(slot.in_flight)
+        return total
+
+    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]:
+        """Process every shard on the actors; see the module's docstring for retries."""
+        self._queue.extend(works)
+        try:
+            self._slots.extend(self._start() for _ in range(self.workers))
+            while self._assign():
+                slots = {call: slot for slot in self._slots for call in slot.calls}
+                ready, _ = ray.wait(list(slots), num_returns=1, timeout=1.0)
+                for call in ready:
+                    outcome = self._finish(slots[call], call)
+                    if outcome is not None:
+                        yield outcome
+                if time.monotonic() - self._polled_at > 1.0:
+                    self._polled_at = time.monotonic()
+                    self._poll()
+                    yield None
+        finally:
+            for slot in self._slots:
+                ray.kill(slot.actor)
+            self._slots.clear()
+
+    def _start(self) -> _Slot:
+        env = {"OMP_NUM_THREADS": str(int(self._needs.cpus))}
+        if not self._needs.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, which would mean every GPU
+        actor = (
+            ray.remote(Actor)
+            .options(
+                num_gpus=self._needs.gpus,
+                num_cpus=self._needs.cpus,
+                max_restarts=0,
+                max_concurrency=IN_FLIGHT + 1,  # one more for `in_flight`
+                runtime_env={"env_vars": env},
+            )
+            .remote()
+        )
+        return _Slot(actor, actor.load.remote(self._task, self._load_worker))
+
+    def _assign(self) -> bool:
+        """Give every worker what it can take; False when nothing is left to do or to wait for."""
+        for slot in self._slots:
+            if self._suspects and slot.loading is None and not slot.running:
+                self._submit(slot, self._suspects.popleft())
+            while self._queue and slot.takes_more:
+                self._submit(slot, self._queue.popleft())
+        return bool(self._queue or self._suspects or any(slot.running for slot in self._slots))
+
+    def _submit(self, slot: _Slot, work: Work) -> None:
+        attempt = uuid.uuid4().hex[:12]
+        slot.running[slot.actor.process.remote(work.shard, attempt, work.redo)] = work
+
+    def _finish(self, slot: _Slot, call: Any) -> Outcome | None:
+        """Take the end of one call: of a worker's loading, or of a shard."""
+        try:
+            result = ray.get(call)
+        except RayTaskError as raised:
+            error = raised.cause if isinstance(raised.cause, Exception) else raised
+            if call is slot.loading:
+                raise error from None
+            return self._settle(slot.running.pop(call), error)
+        except RayActorError as died:
+            return self._replace(slot, died)
+        if call is slot.loading:
+            slot.loading, self._failed_starts = None, 0
+            return None
+        del slot.running[call]
+        slot.in_flight = Tally()  # counted by its commit now; the next poll has the rest
+        return Done(result)
+
+    def _settle(self, work: Work, error: Exception) -> GaveUp | None:
+        outcome = settle(work, error, self._task)
+        if isinstance(outcome, GaveUp):
+            return outcome
+        (self._suspects if outcome.suspect else self._queue).append(outcome)
+        return None
+
+    def _replace(self, slot: _Slot, died: RayActorError) -> GaveUp | None:
+        """Start another worker in place of a dead one and see to the shards that it held."""
+        log.warning("a worker died and is replaced: %s", " ".join(str(died).split())[:200])
+        ray.kill(slot.actor)  # it may only be unreachable
+        if slot.loading is not None:
+            self._failed_starts += 1
+            if self._failed_starts == MAX_FAILED_STARTS:
+                raise CapfiltError(
+                    f"{MAX_FAILED_STARTS} workers in a row died while loading their models; "
+                    "is there memory enough for them? (the reason is in Ray's logs)"
+                )
+        self._slots[self._slots.index(slot)] = self._start()
+        lost = list(slot.running.values())
+        if len(lost) == 1:
+            return self._settle(replace(lost[0], suspect=True), WorkerDied(lost[0].shard.id))
+        self._suspects.extend(replace(work, suspect=True) for work in lost)
+        return None
+
+    def _poll(self) -> None:
+        """Ask workers how far they are, without waiting for the answer."""
+        for slot in self._slots:
+            if slot.poll is not None and ray.wait([slot.poll], timeout=0)[0]:
+                with suppress(RayActorError):  # its death arrives with its shards
+                    slot.in_flight = ray.get(slot.poll)
+                slot.poll = None
+            if slot.poll is None and slot.running:
+                slot.poll = slot.actor.in_flight.remote()

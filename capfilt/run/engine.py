@@ -1,0 +1,74 @@
+"""What an engine gives back for each shard, and how often a shard is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from capfilt.errors import CapfiltError, ConfigError, ModelError
+from capfilt.io.commits import Commit
+from capfilt.run.task import Task
+from capfilt.shard import InputShard
+from capfilt.tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A shard on its way through an engine."""
+
+    shard: InputShard
+    redo: bool = False  # a stale commit goes first
+    attempts: int = 0  # tries that ended in an error
+    suspect: bool = False  # was on a worker that died; runs alone, so that the blame is certain
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A shard has its commit."""
+
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A shard failed `max_attempts` times; `error` is one line."""
+
+    shard: InputShard
+    attempts: int
+    error: str
+
+
+Outcome = Done | GaveUp
+
+
+class Engine(Protocol):
+    """Runs a task over shards. `execute` yields each outcome, and None about once a second."""
+
+    workers: int
+
+    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]: ...
+
+    def in_flight(self) -> Tally:
+        """Counts of the shards that workers are at."""
+        ...
+
+
+def settle(work: Work, error: BaseException, task: Task) -> Work | GaveUp:
+    """What follows from a failed try: another try, or the end.
+
+    Raises:
+        ConfigError, ModelError: These would fail every shard alike, so the run ends.
+    """
+    if isinstance(error, ConfigError | ModelError) or not isinstance(error, Exception):
+        raise error
+    attempts = work.attempts + 1
+    if attempts < task.config.compute.max_attempts:
+        return replace(work, attempts=attempts)
+    return GaveUp(work.shard, attempts, one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a person reads it: our own by their message, others with their class."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, CapfiltError) else f"{type(error).__name__}: {message}"

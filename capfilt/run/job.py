@@ -1,0 +1,260 @@
+"""`capfilt run`: find the shards, see what is left to do, do it, say what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from capfilt.config import NONE, RunConfig
+from capfilt.errors import CommitError, ConfigError, InputError
+from capfilt.io import files
+from capfilt.io.commits import (
+    Failure,
+    InputRecord,
+    list_commits,
+    list_failures,
+    remove_failure,
+    write_failure,
+)
+from capfilt.io.inputs import Inputs, find_shards, human_shards
+from capfilt.record import ModelIdentity
+from capfilt.run.engine import Done, Engine, GaveUp, Work
+from capfilt.run.manifest import Manifest
+from capfilt.run.plan import Plan, make_plan
+from capfilt.run.progress import Progress
+from capfilt.run.task import Task, differences
+from capfilt.tally import Tally
+
+log = logging.getLogger("capfilt")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run reads, writes and computes; none of it changes a result."""
+
+    input: str
+    output: str
+    human: str | None = None  # human-annotated pairs that join unfiltered
+    human_images: str | None = None
+    allow_unfinished: bool = False
+    overwrite: bool = False
+    limit: int | None = None  # shards of this call
+    local: bool = False  # in this process, without Ray
+    address: str | None = None  # a Ray cluster; None starts Ray on this machine
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+
+    def __post_init__(self) -> None:
+        on_cluster = (self.address, self.workers, self.gpus_per_worker) != (None, None, None)
+        if self.local and on_cluster:
+            raise ConfigError(
+                "--local is one worker in this process: leave out --address, --workers and "
+                "--gpus-per-worker"
+            )
+        for name in ("limit", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} must be at least 1, is {value}")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError(f"--gpus-per-worker must be 0 or more, is {self.gpus_per_worker:g}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run. `tally` has the whole output, earlier runs included."""
+
+    output: str
+    shards_done: int  # by this call
+    shards_before: int  # by earlier calls
+    shards_failed: tuple[GaveUp, ...]
+    unfinished: tuple[str, ...]
+    left_by_limit: int
+    images: int  # of this call
+    seconds: float  # of this call, models' loading included
+    tally: Tally = field(default_factory=Tally)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "output": self.output,
+            "shards": {
+                "done": self.shards_done,
+                "before": self.shards_before,
+                "failed": [
+                    {"id": f.shard.id, "attempts": f.attempts, "error": f.error}
+                    for f in self.shards_failed
+                ],
+                "unfinished": list(self.unfinished),
+                "left_by_limit": self.left_by_limit,
+            },
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(self.images / self.seconds, 3) if self.seconds else None,
+            **self.tally.to_dict(),
+            "noise_ratio": self.tally.noise_ratio,
+        }
+
+
+def run(config: RunConfig, where: Where) -> Summary:
+    """Caption and filter every shard of an input that has no commit yet.
+
+    Everything that can be wrong with the request is found before a model is loaded or a GPU claimed.
+
+    Raises:
+        ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
+    """
+    task = Task(config, inspect_models(config), where.output)
+    inputs = _find(where)
+    plan = make_plan(inputs.shards, list_commits(where.output), task.fingerprint)
+    if where.address is not None:
+        from capfilt.run.cluster import connect
+
+        connect(where.address)
+    _settle_manifest(task, where, plan)
+    files.clean_temporary(where.output, older_than_s=0)
+    _announce(plan, inputs, where)
+    works = [Work(shard, redo=True) for shard in plan.stale] + [Work(s) for s in plan.todo]
+    works.sort(key=lambda work: work.shard.id)
+    left = 0
+    if where.limit is not None and len(works) > where.limit:
+        left = len(works) - where.limit
+        works = works[: where.limit]
+    total = Tally()
+    for commit in plan.done:
+        total.merge(Tally.from_dict(commit.counts))
+    with Progress(shards=len(works)) as progress:
+        failed = (
+            execute(_start(task, where, len(works)), works, where.output, progress)
+            if works
+            else []
+        )
+        total.merge(progress.tally)
+        return Summary(
+            output=where.output,
+            shards_done=progress.shards_done,
+            shards_before=len(plan.done),
+            shards_failed=tuple(failed),
+            unfinished=inputs.unfinished,
+            left_by_limit=left,
+            images=progress.tally.read,
+            seconds=progress.seconds,
+            tally=total,
+        )
+
+
+def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
+    """Which weights the config's checkpoints hold, by role; nothing is loaded onto a device.
+
+    Raises:
+        ModelError: A checkpoint is missing, of another class, or unsafe to load.
+    """
+    from capfilt.models.checkpoint import inspect
+
+    found = {}
+    if config.captioner != NONE:
+        found["captioner"] = inspect(config.captioner, "captioner")
+    if config.filter != NONE:
+        found["filter"] = inspect(config.filter, "filter")
+    return found
+
+
+def _find(where: Where) -> Inputs:
+    inputs = find_shards(where.input, allow_unfinished=where.allow_unfinished)
+    shards = inputs.shards
+    if where.human is not None:
+        shards += human_shards(where.human, where.human_images)
+    if not shards and inputs.unfinished:
+        raise InputError(
+            f"{where.input}: every shard is unfinished (no _stats.json beside it), e.g. "
+            f"{inputs.unfinished[0]}; wait for img2dataset, or use --allow-unfinished"
+        )
+    return Inputs(shards=shards, unfinished=inputs.unfinished)
+
+
+def _settle_manifest(task: Task, where: Where, plan: Plan) -> None:
+    """Write the manifest, unless OUTPUT belongs to another run and may not be overwritten."""
+    old = Manifest.read(where.output)
+    new = Manifest.of(
+        task, input_url=where.input, human=where.human, human_images=where.human_images
+    )
+    if plan.stale and not where.overwrite:
+        changed = differences(old.decisive, new.decisive) if old else []
+        if plan.changed_inputs:
+            changed.append(f"the input of {_some(plan.changed_inputs)}")
+        raise CommitError(
+            f"{where.output} holds another run; {len(plan.stale)} of its shards would be redone "
+            f"because of a change of {'; '.join(changed) or 'the fingerprint'}. "
+            "Use --overwrite, or a new OUTPUT"
+        )
+    if old is not None and old.fingerprint != new.fingerprint and not where.overwrite:
+        raise CommitError(
+            f"{where.output} belongs to another run: {'; '.join(differences(old.decisive, new.decisive))}. "
+            "Use --overwrite, or a new OUTPUT"
+        )
+    if old is not None and old.versions != new.versions and old.fingerprint == new.fingerprint:
+        other = "; ".join(differences(old.versions, new.versions))
+        log.warning("library versions differ from the first run's (%s): bytes may differ", other)
+    if old != new:
+        new.write(where.output)
+
+
+def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:
+    log.info(
+        "%s: %d shards, %d done, %d to do%s",
+        where.input,
+        len(inputs.shards),
+        len(plan.done),
+        len(plan.todo),
+        f", {len(plan.stale)} to redo" if plan.stale else "",
+    )
+    if inputs.unfinished:
+        log.warning(
+            "unfinished (no _stats.json), skipped: %s; --allow-unfinished takes them",
+            _some(inputs.unfinished),
+        )
+
+
+def execute(
+    engine: Engine, works: Sequence[Work], output_url: str, progress: Progress
+) -> list[GaveUp]:
+    """Let an engine work through shards; keep the count and the record of failures."""
+    failed_before = list_failures(output_url)
+    failed = []
+    for outcome in engine.execute(works):
+        if isinstance(outcome, Done):
+            progress.shards_done += 1
+            progress.tally.merge(Tally.from_dict(outcome.commit.counts))
+            if outcome.commit.shard in failed_before:
+                remove_failure(output_url, outcome.commit.shard)
+        elif isinstance(outcome, GaveUp):
+            progress.shards_failed += 1
+            failed.append(outcome)
+            shard = outcome.shard
+            write_failure(
+                output_url,
+                Failure(shard.id, InputRecord.of(shard), outcome.attempts, outcome.error),
+            )
+            log.error("shard %s failed: %s", outcome.shard.id, outcome.error)
+        progress.show(engine.in_flight())
+    return failed
+
+
+def _start(task: Task, where: Where, shards: int) -> Engine:
+    if where.local:
+        from capfilt.run.local import LocalEngine
+
+        return LocalEngine.load(task)
+    from capfilt.run.cluster import ClusterEngine, connect, resources
+
+    connect(where.address)
+    needs = resources(
+        workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards
+    )
+    return ClusterEngine(task, needs)
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

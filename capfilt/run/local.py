@@ -1,0 +1,66 @@
+"""The engine without Ray: one worker in this process, two shards in flight."""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from capfilt.io.commits import Commit
+from capfilt.run.engine import Done, Outcome, Work, settle
+from capfilt.run.task import Task
+from capfilt.run.worker import Worker
+from capfilt.tally import Tally
+
+IN_FLIGHT = 2  # shards: one in the models, one being read or published
+
+
+class LocalEngine:
+    """Runs a worker's `process` on two threads."""
+
+    workers = 1
+
+    def __init__(self, worker: Worker, task: Task) -> None:
+        self._worker = worker
+        self._task = task
+
+    @classmethod
+    def load(cls, task: Task) -> LocalEngine:
+        return cls(Worker.load(task), task)
+
+    def in_flight(self) -> Tally:
+        return self._worker.in_flight()
+
+    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]:
+        """Process every shard; one that raises is tried again until `max_attempts`."""
+        queue = deque(works)
+        running: dict[Future[Commit], Work] = {}
+        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as pool:
+            try:
+                while queue or running:
+                    while queue and len(running) < IN_FLIGHT:
+                        work = queue.popleft()
+                        attempt = uuid.uuid4().hex[:12]
+                        future = pool.submit(
+                            self._worker.process, work.shard, attempt=attempt, redo=work.redo
+                        )
+                        running[future] = work
+                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                    if not done:
+                        yield None
+                    for future in done:
+                        work = running.pop(future)
+                        error = future.exception()
+                        if error is None:
+                            yield Done(future.result())
+                            continue
+                        outcome = settle(work, error, self._task)
+                        if isinstance(outcome, Work):
+                            queue.append(outcome)
+                        else:
+                            yield outcome
+            finally:
+                for future in running:
+                    future.cancel()
+                self._worker.close()

@@ -1,0 +1,81 @@
+"""`manifest.json`: what made this output. The first file of a run and the key to resuming it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from capfilt.config import to_dict
+from capfilt.errors import CommitError
+from capfilt.io import files, outputs
+from capfilt.run.task import Task
+
+# Other versions of these may write other bytes from the same input.
+LIBRARIES = (
+    "capfilt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "pyarrow",
+    "webdataset",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The resolved config, the models' identities and the library versions of an output."""
+
+    input: str
+    human: str | None
+    human_images: str | None
+    fingerprint: str
+    decisive: dict[str, Any]  # what the fingerprint is made of
+    config: dict[str, Any]
+    models: dict[str, dict[str, str]]
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, task: Task, *, input_url: str, human: str | None, human_images: str | None
+    ) -> Manifest:
+        return cls(
+            input=input_url,
+            human=human,
+            human_images=human_images,
+            fingerprint=task.fingerprint,
+            decisive=task.decisive,
+            config=to_dict(task.config),
+            models={
+                role: {
+                    "source": identity.source,
+                    "architecture": identity.architecture,
+                    "sha256": identity.sha256,
+                }
+                for role, identity in task.models.items()
+            },
+            versions={name: metadata.version(name) for name in LIBRARIES},
+        )
+
+    @classmethod
+    def read(cls, output_url: str) -> Manifest | None:
+        """The manifest of an output; None where there is none yet.
+
+        Raises:
+            CommitError: The file is there but is not a manifest.
+        """
+        url = files.join(output_url, outputs.MANIFEST)
+        if not files.exists(url):
+            return None
+        try:
+            return cls(**json.loads(files.read_bytes(url)))
+        except (ValueError, TypeError) as error:
+            raise CommitError(f"{url}: not a manifest of capfilt ({error})") from None
+
+    def write(self, output_url: str) -> None:
+        content = json.dumps(vars(self), indent=1, ensure_ascii=False) + "\n"
+        files.write_bytes(files.join(output_url, outputs.MANIFEST), content.encode())
