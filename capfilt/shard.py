@@ -34,6 +34,7 @@ class InputShard:
     source: Source = Source.WEB
     start: int = 0  # PAIRS only: the slice [start, stop) of the JSON's images
     stop: int = 0
+    images: str = ""  # PAIRS only: the folder that the JSON's image paths start from
     expected: int | None = None  # images that img2dataset's _stats.json promises
 
 

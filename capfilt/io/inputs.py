@@ -1,0 +1,287 @@
+"""Discovery: which shards an INPUT holds, under which ids, in which version.
+
+INPUT is the URL of a folder, a glob or a brace range of shards: img2dataset's `webdataset`,
+`parquet` and `files` outputs, any WebDataset tars, or the output of an earlier run. One listing per
+folder says everything.
+
+img2dataset writes `NNNNN_stats.json` last, so in a folder that has any, a shard without one is
+still being written or was killed: it is left alone and named. What INPUT asks for and is not there
+is an error; nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from braceexpand import braceexpand
+
+from capfilt.errors import InputError
+from capfilt.io import files, outputs
+from capfilt.io.files import Entry
+from capfilt.io.members import IMAGE_EXTS, split_name
+from capfilt.shard import Form, InputShard, root_of, shard_id
+
+_REQUESTS = 32  # in flight: listing and small reads are waiting for the store
+_FORMS = {".tar": Form.TAR, ".parquet": Form.PARQUET}
+_STATS = "_stats.json"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The shards of an input, sorted by id, and the ids of those that are not finished."""
+
+    shards: tuple[InputShard, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A shard before it has an id."""
+
+    entry: Entry
+    form: Form
+    stats: str | None  # URL of its _stats.json
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder as one listing shows it."""
+
+    url: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def shard(self, entry: Entry, form: Form) -> _Found:
+        """The shard of an entry. Where img2dataset wrote, its stats say that it is finished."""
+        stats = self.entries.get(entry.name.removesuffix(f".{form}") + _STATS)
+        by_img2dataset = any(name.endswith(_STATS) for name in self.entries)
+        return _Found(
+            entry, form, stats.url if stats else None, stats is not None or not by_img2dataset
+        )
+
+    def file_shards(self, names: Iterable[str]) -> list[_Found]:
+        """The tar and Parquet shards among some names."""
+        found = []
+        for name in names:
+            stem, ending = name[: name.rfind(".")], name[name.rfind(".") :]
+            # `00000.parquet` beside `00000.tar` or `00000/` is img2dataset's table of its URLs.
+            is_sidecar = ending == ".parquet" and (
+                f"{stem}.tar" in self.entries
+                or (stem in self.entries and self.entries[stem].is_folder)
+            )
+            entry = self.entries[name]
+            if ending in _FORMS and not (entry.is_folder or is_sidecar or name.startswith(".")):
+                found.append(self.shard(entry, _FORMS[ending]))
+        return found
+
+    def folders(self) -> list[Entry]:
+        """The folders in it; `_tmp` holds what img2dataset has not begun."""
+        return [
+            entry
+            for name, entry in self.entries.items()
+            if entry.is_folder and name != "_tmp" and not name.startswith(".")
+        ]
+
+    def has_images(self) -> bool:
+        """Whether images lie directly in it, as in img2dataset's `files` form."""
+        return any(
+            (parts := split_name(name)) and parts[1] in IMAGE_EXTS and not entry.is_folder
+            for name, entry in self.entries.items()
+        )
+
+    def as_entry(self, name: str) -> Entry:
+        """All its files as one: a `files` shard changes when any of them does."""
+        digest = hashlib.sha256()
+        size_bytes = 0
+        for entry in self.entries.values():
+            digest.update(f"{entry.name}\n{entry.size_bytes}\n{entry.version}\n".encode())
+            size_bytes += entry.size_bytes
+        return Entry(self.url, name, True, size_bytes, f"listing:{digest.hexdigest()[:32]}")
+
+
+def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
+    """Find the shards of an input.
+
+    Args:
+        url: A folder, a shard, a glob or a brace range; an fsspec URL or a local path.
+        allow_unfinished: Take shards that img2dataset has not finished as well.
+
+    Raises:
+        InputError: Something that `url` names is missing, there is no shard, or two have one id.
+    """
+    place = files.absolute(url)
+    committed = _committed(place)
+    if committed is not None:
+        place = files.join(place, "data")
+    shards: dict[str, InputShard] = {}
+    unfinished = []
+    found = _with_ids(place, url)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        for shard, finished in pool.map(_input_shard, found, found.values()):
+            if allow_unfinished or (finished and (committed is None or shard.id in committed)):
+                shards[shard.id] = shard
+            else:
+                unfinished.append(shard.id)
+    if not shards:
+        raise InputError(f"{url}: none of its {len(unfinished)} shards is finished")
+    return Inputs(tuple(shards.values()), tuple(unfinished))
+
+
+def _with_ids(place: str, shown: str) -> dict[str, _Found]:
+    """Every shard by id, sorted."""
+    items = _items(place)
+    found = _search(items)
+    if not found:
+        raise InputError(f"{shown}: {_why_empty(items)}")
+    if items != [place]:
+        root = root_of(place)
+    else:
+        root = files.parent(place) if found[0].entry.url == place else place
+    by_id: dict[str, _Found] = {}
+    for shard in found:
+        url = shard.entry.url
+        # A folder's name has no ending to lose: `v1.0` and `v1.1` are two.
+        name = shard_id(f"{url}.files" if shard.form is Form.FILES else url, root)
+        other = by_id.setdefault(name, shard).entry.url
+        if other != url:
+            raise InputError(f"{other} and {url} would both be shard {name!r}: rename one")
+    return dict(sorted(by_id.items()))
+
+
+def _items(place: str) -> list[str]:
+    """The files and folders that INPUT names, its braces and wildcards resolved."""
+    wildcards = "*[" if _is_web(place) else "*?["
+    if not any(c in place for c in wildcards + "{") or files.info(place) is not None:
+        return [place]  # a name that exists as it is means itself
+    try:
+        expanded = list(braceexpand(place))
+    except ValueError as error:  # unbalanced braces
+        raise InputError(f"{place}: {error}") from error
+    items: dict[str, None] = {}
+    for item in expanded:
+        matches = files.glob(item) if any(c in item for c in wildcards) else [item]
+        if not matches:
+            raise InputError(f"{item}: matches nothing")
+        items.update(dict.fromkeys(matches))
+    return list(items)
+
+
+def _search(items: list[str]) -> list[_Found]:
+    if len(items) == 1 and not items[0].endswith(tuple(_FORMS)):
+        entry = files.info(items[0])
+        if entry and not entry.is_folder and not _is_web(items[0]):
+            return []
+        return _search_folder(items[0], None)
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        by_folder[files.parent(item)].append(item.rpartition("/")[2])
+    found = []
+    for url, names in by_folder.items():
+        folder = _list_names(url, names)
+        found += folder.file_shards(names)
+        for inner in folder.folders():
+            if inner.name in names:
+                found += _search_folder(inner.url, folder)
+    return found
+
+
+def _search_folder(place: str, siblings: _Folder | None) -> list[_Found]:
+    folder = _list(place)
+    if folder.has_images() and not folder.file_shards(folder.entries):
+        siblings = siblings or _list(files.parent(place))
+        return [siblings.shard(folder.as_entry(place.rpartition("/")[2]), Form.FILES)]
+    found, below = _search_listing(folder)
+    if not found:  # a folder of datasets
+        for inner in below:
+            found += _search_listing(inner)[0]
+    return found
+
+
+def _search_listing(folder: _Folder) -> tuple[list[_Found], list[_Folder]]:
+    """The shards directly in a folder, and its other folders."""
+    found = folder.file_shards(folder.entries)
+    candidates = folder.folders()
+    if found:  # do not look into everything that lies beside tars
+        candidates = [entry for entry in candidates if entry.name + _STATS in folder.entries]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        listings = list(pool.map(_list, [entry.url for entry in candidates]))
+    others = []
+    for entry, listing in zip(candidates, listings, strict=True):
+        if listing.has_images():
+            found.append(folder.shard(listing.as_entry(entry.name), Form.FILES))
+        else:
+            others.append(listing)
+    return found, others
+
+
+def _input_shard(name: str, found: _Found) -> tuple[InputShard, bool]:
+    """The shard, and whether it is finished."""
+    entry = found.entry
+    if not entry.version:  # the listing of a web server says nothing
+        entry = files.info(entry.url) or entry
+    expected = _successes(found.stats) if found.stats else None
+    shard = InputShard(
+        name, found.form, entry.url, entry.size_bytes, entry.version, expected=expected
+    )
+    return shard, found.finished and (found.stats is None or expected is not None)
+
+
+def _successes(stats: str) -> int | None:
+    """How many images img2dataset says a shard has; None where its killed writer left no JSON."""
+    try:
+        return int(json.loads(files.read_bytes(stats))["successes"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _committed(place: str) -> set[str] | None:
+    """The ids that count where INPUT is the output of an earlier run; None where it is none."""
+    if any(c in place for c in "*?[{") or place.endswith(tuple(_FORMS)) or _is_web(place):
+        return None
+    parts = (place, files.join(place, "data"), files.join(place, outputs.COMMITS))
+    if not all(files.exists(part) for part in parts):
+        return None
+    commits = files.find(files.join(place, outputs.COMMITS))
+    return {entry.name.removesuffix(".json") for entry in commits}
+
+
+def _list(url: str) -> _Folder:
+    return _Folder(url, {entry.name: entry for entry in files.list_folder(url)})
+
+
+def _list_names(url: str, names: list[str]) -> _Folder:
+    """A folder with at least these files; asked for one by one where a server cannot list them."""
+    try:
+        folder = _list(url)
+    except InputError:
+        folder = _Folder(url)
+    missing = [name for name in names if name not in folder.entries]
+    if missing:
+        stats = [name[: name.rfind(".")] + _STATS for name in missing]
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            asked = list(pool.map(lambda name: files.info(files.join(url, name)), missing + stats))
+        folder.entries.update((entry.name, entry) for entry in asked if entry)
+    for name in missing:
+        if name not in folder.entries:
+            raise InputError(f"{files.join(url, name)}: not found")
+    return folder
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _why_empty(items: list[str]) -> str:
+    names = items
+    entry = files.info(items[0])
+    if len(items) == 1 and entry and entry.is_folder:
+        names = [entry.name for entry in files.list_folder(items[0])]
+    if any(name.endswith(_COMPRESSED) for name in names):
+        return "only compressed tars, which are not read: decompress them to .tar"
+    return "no shards; capfilt reads .tar and .parquet shards and folders of images"
