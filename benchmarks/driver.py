@@ -52,9 +52,7 @@ def stub_worker(task: Task) -> Worker:
         pixels = PixelSpec(16)
         identity = task.models["filter"]
 
-        def score(
-            self, pixels: Sequence[Any], texts: Sequence[Sequence[str]]
-        ) -> list[list[Score]]:
+        def score(self, pixels: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
             return [[Score(match_prob=0.75) for _ in of_image] for of_image in texts]
 
     return Worker(task, StubCaptioner(), StubFilter())

@@ -23,11 +23,14 @@ def path(name: str) -> Path:
     """
     for root in _ROOTS:
         found = root / name
-        # A checkout is known by its pyproject: a folder called `jobs` beside an install is not ours.
-        if found.exists() and (root.name == "_bundled" or (root / "pyproject.toml").exists()):
+        # Beside an installed package, a folder called `jobs` is somebody else's.
+        is_ours = root.name == "_bundled" or (root / "pyproject.toml").exists()
+        if is_ours and found.exists():
             return found
     kind = name.split("/")[0]
-    known = sorted({p.stem for root in _ROOTS for p in (root / kind).glob("*") if p.name[0] not in "._"})
+    known = sorted(
+        {p.stem for root in _ROOTS for p in (root / kind).glob("*") if p.name[0] not in "._"}
+    )
     raise ConfigError(f"{name}: not part of capfilt; {kind} has {', '.join(known) or 'nothing'}")
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -85,46 +85,48 @@ def run(
         str, typer.Argument(metavar="OUTPUT", help="Folder of the new dataset, any fsspec URL.")
     ],
     captioner: Annotated[
-        Optional[str], typer.Option(help="BLIP captioner: folder or hub id, or `none`.")
+        str | None, typer.Option(help="BLIP captioner: folder or hub id, or `none`.")
     ] = None,
     filter_: Annotated[
-        Optional[str],
+        str | None,
         typer.Option("--filter", help="BLIP (or CLIP) filter: folder or hub id, or `none`."),
     ] = None,
-    preset: Annotated[Optional[str], typer.Option(help="blip (default) or blip2.")] = None,
-    config: Annotated[Optional[Path], typer.Option("-c", "--config", help="YAML file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="blip (default) or blip2.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file.")] = None,
     overrides: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one config key; repeatable."),
     ] = None,
     format_: Annotated[
-        Optional[str], typer.Option("--format", help="webdataset (default) or parquet.")
+        str | None, typer.Option("--format", help="webdataset (default) or parquet.")
     ] = None,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Write texts and scores only.")
     ] = False,
     human: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Human-annotated pairs that join unfiltered: COCO-style JSON or shards."),
     ] = None,
     human_images: Annotated[
-        Optional[str], typer.Option(help="Image folder of the JSON; default: the JSON's own folder.")
+        str | None,
+        typer.Option(help="Image folder of the JSON; default: the JSON's own folder."),
     ] = None,
     workers: Annotated[
-        Optional[int], typer.Option(help="How many; default: one per GPU, or one per CPU node.")
+        int | None, typer.Option(help="How many; default: one per GPU, or one per CPU node.")
     ] = None,
     gpus_per_worker: Annotated[
-        Optional[float], typer.Option(help="Fractions allowed; 0 uses CPUs. Default: 1 if any.")
+        float | None, typer.Option(help="Fractions allowed; 0 uses CPUs. Default: 1 if any.")
     ] = None,
     address: Annotated[
-        Optional[str], typer.Option(help="A Ray cluster; default: start Ray on this machine.")
+        str | None, typer.Option(help="A Ray cluster; default: start Ray on this machine.")
     ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="One worker in this process, without Ray.")
     ] = False,
-    limit: Annotated[Optional[int], typer.Option(help="Process at most this many shards.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Process at most this many shards.")] = None,
     allow_unfinished: Annotated[
-        bool, typer.Option("--allow-unfinished", help="Take img2dataset shards without _stats.json.")
+        bool,
+        typer.Option("--allow-unfinished", help="Take img2dataset shards without _stats.json."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Redo shards that another config or model made.")

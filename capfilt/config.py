@@ -1,7 +1,7 @@
 """What a run does: one frozen dataclass per part, YAML in, one resolved config out.
 
-Where things lie (input, output, cluster) are the command's options and not part of this. Values are
-found in this order, later ones winning: defaults, preset, YAML file, command options, `--set a.b=c`.
+Where things lie (input, output, cluster) are the command's options and not part of this. Values
+come in this order, later ones winning: defaults, preset, YAML file, command options, `--set a.b=c`.
 Everything is checked before a model is loaded; an error names the key.
 """
 
@@ -89,9 +89,7 @@ class ScoringConfig:
     max_words: int = 30
 
     def __post_init__(self) -> None:
-        _check(
-            3 <= self.max_tokens <= 512, f"max_tokens must be in [3, 512], is {self.max_tokens}"
-        )
+        _check(3 <= self.max_tokens <= 512, f"max_tokens must be in [3, 512], is {self.max_tokens}")
         _check(self.max_words >= 1, f"max_words must be at least 1, is {self.max_words}")
 
 

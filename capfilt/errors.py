@@ -6,7 +6,8 @@
     ├── ModelError        a checkpoint is missing, of another class, or unsafe to load (exit 2)
     └── CommitError       an output disagrees with what its commit says
 
-A bad *sample* never raises past its shard: it becomes a ledger row with a `Reason` (`capfilt.record`).
+A bad *sample* never raises past its shard: it becomes a ledger row with a `Reason`
+(`capfilt.record`).
 """
 
 

@@ -1,6 +1,6 @@
 """The facts that flow through a run: samples, texts, scores and verdicts. No I/O.
 
-    Sample --captioner, filter--> Annotated(sample, texts) --selection--> texts with verdicts
+Sample --captioner, filter--> Annotated(sample, texts) --selection--> texts with verdicts
 """
 
 from __future__ import annotations

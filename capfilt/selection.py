@@ -1,4 +1,4 @@
-"""Verdicts: which texts of an image are kept. Pure functions, so a ledger can be re-cut without a GPU."""
+"""Verdicts: which texts of an image are kept. Pure, so a ledger can be re-cut without a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from capfilt.config import SelectionConfig
 from capfilt.record import Reason, Text, Verdict
 
 
-def judge(texts: Sequence[Text], rule: SelectionConfig) -> tuple[tuple[Text, ...], tuple[Text, ...]]:
+def judge(
+    texts: Sequence[Text], rule: SelectionConfig
+) -> tuple[tuple[Text, ...], tuple[Text, ...]]:
     """Give every text of one image its verdict.
 
     A text that already has a reason (empty, not UTF-8, ...) stays dropped for it. The others pass

@@ -96,7 +96,5 @@ class Tally:
             failed_samples=Counter(counts["failed_samples"]),
         )
         if tally.read != counts["read"]:
-            raise ValueError(
-                f"read {counts['read']} is not kept + dropped + failed = {tally.read}"
-            )
+            raise ValueError(f"read {counts['read']} is not kept + dropped + failed = {tally.read}")
         return tally

@@ -1,4 +1,4 @@
-"""What the filter sees of a text. Raw texts are stored raw; only the model's input is normalised."""
+"""What the filter sees of a text. Stored texts stay raw; only the model's input is normalised."""
 
 from __future__ import annotations
 

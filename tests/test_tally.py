@@ -7,9 +7,7 @@ from capfilt.tally import Tally
 
 
 def annotated(verdicts: list[tuple[Source, Verdict, Reason | None]], verdict: Verdict) -> Annotated:
-    texts = tuple(
-        Text(source, 0, "t", verdict=v, reason=reason) for source, v, reason in verdicts
-    )
+    texts = tuple(Text(source, 0, "t", verdict=v, reason=reason) for source, v, reason in verdicts)
     problem = texts[0].reason if verdict is Verdict.FAILED else None
     sample = Sample("k", b"", "jpg", texts, problem=problem)
     return Annotated(sample, texts, tuple(t for t in texts if t.verdict is Verdict.KEPT), verdict)

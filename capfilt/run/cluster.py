@@ -1,9 +1,9 @@
 """The Ray engine: one actor per GPU or CPU slot, shards in by path, commits out.
 
-Nothing of the data passes through Ray's object store. Each actor has two shards in flight, so reading
-and publishing overlap with its models. A call carries its worker's death: when an actor dies with two
-shards in flight it is unknown which one killed it, so both become suspects and run alone, and only a
-death of a worker that held a single shard counts as a try of that shard.
+Nothing of the data passes through Ray's object store. Each actor has two shards in flight, so
+reading and publishing overlap with its models. A call carries its worker's death: when an actor
+dies with two shards in flight it is unknown which one killed it, so both become suspects and run
+alone, and only a death of a worker that held a single shard counts as a try of that shard.
 
 The only module that imports Ray.
 """
@@ -40,15 +40,17 @@ MAX_FAILED_STARTS = 3  # workers in a row that die before their models are loade
 log = logging.getLogger("capfilt")
 
 
-class WorkerDied(CapfiltError):
+class WorkerDiedError(CapfiltError):
     """A worker's process ended while it held one shard alone."""
 
     def __init__(self, shard_id: str) -> None:
-        super().__init__(f"shard {shard_id}: the worker's process died while it held this shard alone")
+        super().__init__(
+            f"shard {shard_id}: the worker's process died while it held this shard alone"
+        )
 
 
 class Actor:
-    """`capfilt.run.worker.Worker` as Ray sees it. Loading is a call, so that its error arrives whole."""
+    """A `Worker` as Ray sees it. Loading is a call, so that its error arrives whole."""
 
     def load(self, task: Task, load_worker: Callable[[Task], Worker]) -> None:
         self._worker = load_worker(task)
@@ -98,9 +100,7 @@ def connect(address: str | None) -> None:
         raise ConfigError(f"--address {address}: no Ray cluster answers there ({reason})") from None
 
 
-def resources(
-    *, workers: int | None, gpus_per_worker: float | None, shards: int
-) -> Resources:
+def resources(*, workers: int | None, gpus_per_worker: float | None, shards: int) -> Resources:
     """Divide the connected cluster among workers.
 
     With GPUs: as many workers as GPUs allow. Without: one worker per node, with all its cores.
@@ -124,8 +124,8 @@ def resources(
     count = workers or fit
     if count > fit or fit < 1:
         raise ConfigError(
-            f"{count or 1} workers with {per_worker:g} GPU each were asked for, but the cluster has "
-            f"{gpus:g} GPUs and {cpus:g} CPUs: lower --workers or --gpus-per-worker"
+            f"{count or 1} workers with {per_worker:g} GPU each were asked for, but the cluster "
+            f"has {gpus:g} GPUs and {cpus:g} CPUs: lower --workers or --gpus-per-worker"
         )
     count = min(count, shards)
     return Resources(count, per_worker, 1.0 if per_worker else max(1.0, cpus // count))
@@ -263,7 +263,7 @@ class ClusterEngine:
         self._slots[self._slots.index(slot)] = self._start()
         lost = list(slot.running.values())
         if len(lost) == 1:
-            return self._settle(replace(lost[0], suspect=True), WorkerDied(lost[0].shard.id))
+            return self._settle(replace(lost[0], suspect=True), WorkerDiedError(lost[0].shard.id))
         self._suspects.extend(replace(work, suspect=True) for work in lost)
         return None
 

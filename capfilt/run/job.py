@@ -100,7 +100,8 @@ class Summary:
 def run(config: RunConfig, where: Where) -> Summary:
     """Caption and filter every shard of an input that has no commit yet.
 
-    Everything that can be wrong with the request is found before a model is loaded or a GPU claimed.
+    Everything that can be wrong with the request is found before a model is loaded or a GPU
+    claimed.
 
     Raises:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
@@ -126,9 +127,7 @@ def run(config: RunConfig, where: Where) -> Summary:
         total.merge(Tally.from_dict(commit.counts))
     with Progress(shards=len(works)) as progress:
         failed = (
-            execute(_start(task, where, len(works)), works, where.output, progress)
-            if works
-            else []
+            execute(_start(task, where, len(works)), works, where.output, progress) if works else []
         )
         total.merge(progress.tally)
         return Summary(
@@ -190,7 +189,8 @@ def _settle_manifest(task: Task, where: Where, plan: Plan) -> None:
         )
     if old is not None and old.fingerprint != new.fingerprint and not where.overwrite:
         raise CommitError(
-            f"{where.output} belongs to another run: {'; '.join(differences(old.decisive, new.decisive))}. "
+            f"{where.output} belongs to another run: "
+            f"{'; '.join(differences(old.decisive, new.decisive))}. "
             "Use --overwrite, or a new OUTPUT"
         )
     if old is not None and old.versions != new.versions and old.fingerprint == new.fingerprint:
@@ -249,9 +249,7 @@ def _start(task: Task, where: Where, shards: int) -> Engine:
     from capfilt.run.cluster import ClusterEngine, connect, resources
 
     connect(where.address)
-    needs = resources(
-        workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards
-    )
+    needs = resources(workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards)
     return ClusterEngine(task, needs)
 
 

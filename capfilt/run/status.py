@@ -40,8 +40,7 @@ class Status:
                 "done": self.done,
                 "stale": self.stale,
                 "failed": [
-                    {"id": f.shard, "attempts": f.attempts, "error": f.error}
-                    for f in self.failures
+                    {"id": f.shard, "attempts": f.attempts, "error": f.error} for f in self.failures
                 ],
                 "pending": self.pending,
                 "unfinished": self.unfinished,

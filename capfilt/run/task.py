@@ -20,7 +20,9 @@ class Task:
     """One run's work order. Plain data: it travels to workers by pickle."""
 
     config: RunConfig
-    models: Mapping[str, ModelIdentity]  # by role: "captioner", "filter"; a role that is off is absent
+    models: Mapping[
+        str, ModelIdentity
+    ]  # by role: "captioner", "filter"; a role that is off is absent
     output_url: str
 
     @property

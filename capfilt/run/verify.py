@@ -24,7 +24,7 @@ THREADS = 8  # reading and hashing; object stores want several at once
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read and what disagrees; `uncommitted` files are harmless remains of a killed run."""
+    """What was read and what disagrees; `uncommitted` files are the remains of a killed run."""
 
     output: str
     shards: int
@@ -97,7 +97,10 @@ def _check_counts(output_url: str, commit: Commit, promised: Tally) -> Iterator[
     for name in ("samples", "texts", "dropped_texts", "failed_samples"):
         in_ledger, in_commit = getattr(counted, name), getattr(promised, name)
         if +in_ledger != +in_commit:
-            yield f"shard {commit.shard}: {name} are {dict(in_ledger)} in the ledger, {dict(in_commit)} in the commit"
+            yield (
+                f"shard {commit.shard}: {name} are {dict(in_ledger)} in the ledger, "
+                f"{dict(in_commit)} in the commit"
+            )
     [data_path] = [path for path in commit.outputs if path.startswith("data/")]
     in_data = count_samples(files.join(output_url, data_path))
     if in_data != promised.samples[Verdict.KEPT]:

@@ -1,11 +1,12 @@
 """One worker: takes an input shard, leaves its data, ledger and commit. No Ray.
 
-    read -> decode (threads) -> batch --queue--> caption -> score -> judge --thread--> write -> publish
+    read -> decode (threads) -> batch --queue--> caption -> score -> judge --thread--> write ->
+    publish
 
-Reading and decoding run ahead of the models by `AHEAD` batches and writing trails them by one, so the
-models never wait. `process` may be called from two threads at once: the models take one batch at a
-time, so while one shard is in its models the next is being read, and the last one is being published.
-A worker holds a few batches of images per shard in flight, whatever the shard's size.
+Reading and decoding run ahead of the models by `AHEAD` batches and writing trails them by one, so
+the models never wait. `process` may be called from two threads at once: the models take one batch
+at a time, so while one shard is in its models the next is being read, and the last one is being
+published. A worker holds a few batches of images per shard in flight, whatever the shard's size.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Filter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A sample and what the models see of its image; empty when it failed or nothing looks at it."""
+    """A sample and what the models see of its image; none when it failed or nothing looks."""
 
     sample: Sample
     pixels: Pixels
@@ -86,8 +87,8 @@ class Worker:
 
     def __init__(self, task: Task, captioner: Captioner | None, filter_: Filter | None) -> None:
         self.task = task
-        self._captioner = captioner
-        self._filter = filter_
+        self.captioner = captioner
+        self.filter = filter_
         self._specs = tuple({model.pixels for model in (captioner, filter_) if model is not None})
         self._models_lock = threading.Lock()
         threads = task.config.compute.decode_threads or min(8, len(os.sched_getaffinity(0)))
@@ -264,15 +265,17 @@ class Worker:
                 self._score(good, texts)
         judged = iter(judge(t, rule) for t in texts)
         return [
-            _failed(d.sample) if d.sample.problem is not None else _annotated(d.sample, *next(judged))
+            _failed(d.sample)
+            if d.sample.problem is not None
+            else _annotated(d.sample, *next(judged))
             for d in batch
         ]
 
     def _caption(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
-        if self._captioner is None:
+        if self.captioner is None:
             return
-        pixels = [d.pixels[self._captioner.pixels] for d in good]
-        captions = self._captioner.caption(pixels, [d.sample.key for d in good])
+        pixels = [d.pixels[self.captioner.pixels] for d in good]
+        captions = self.captioner.caption(pixels, [d.sample.key for d in good])
         for of_image, found in zip(texts, captions, strict=True):
             of_image.extend(
                 self._check_text(Text(Source.SYNTHETIC, i, caption))
@@ -280,11 +283,11 @@ class Worker:
             )
 
     def _score(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
-        if self._filter is None:
+        if self.filter is None:
             return
         scorable = [[t.content for t in of_image if t.reason is None] for of_image in texts]
-        pixels = [d.pixels[self._filter.pixels] for d in good]
-        scores = self._filter.score(pixels, [[c for c in of if c is not None] for of in scorable])
+        pixels = [d.pixels[self.filter.pixels] for d in good]
+        scores = self.filter.score(pixels, [[c for c in of if c is not None] for of in scorable])
         for of_image, of_scores in zip(texts, scores, strict=True):
             found = iter(of_scores)
             of_image[:] = [

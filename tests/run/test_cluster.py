@@ -1,0 +1,213 @@
+"""`capfilt run` on a real local Ray cluster, whole and with its processes killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from capfilt.config import RunConfig
+from capfilt.errors import ConfigError
+from capfilt.io.inputs import find_shards
+from capfilt.run.engine import Done, GaveUp, Outcome, Work
+from capfilt.run.job import Where, inspect_models, run
+from capfilt.run.task import Task
+from capfilt.run.verify import verify
+from tests.run.conftest import commits, hashes, write_shard
+
+if TYPE_CHECKING:
+    from capfilt.run.worker import Worker
+
+SHARDS = 5
+
+
+@pytest.fixture(scope="module")
+def big_web(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shards that take long enough to be killed in the middle of."""
+    folder = tmp_path_factory.mktemp("web")
+    for index in range(SHARDS):
+        write_shard(folder, index, 90)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    big_web: str, captioner: str, filter_: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same run, in-process and left alone."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    command(big_web, out, captioner, filter_, "--local").wait()
+    assert len(commits(out)) == SHARDS
+    return out
+
+
+def command(
+    web: str, out: Path, captioner: str, filter_: str, *options: str
+) -> subprocess.Popen[bytes]:
+    """Start `capfilt run` as a user does."""
+    arguments = [sys.executable, "-m", "capfilt.cli", "run", web, str(out), "--json"]
+    models = ["--captioner", captioner, "--filter", filter_]
+    # Small batches and every thread alike, so that a kill lands inside a shard.
+    settings = ["--set", "compute.batch_size=3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*arguments, *models, *settings, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 90) -> Any:
+    """The condition's first true value."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to pass in time")
+
+
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """Every process of the session of `pid` with its command line: Ray's are reparented."""
+    session = os.getsid(pid)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if os.getsid(int(entry.name)) == session:
+                yield int(entry.name), line
+        except (OSError, ProcessLookupError):
+            continue
+
+
+def half_written(out: Path) -> list[Path]:
+    """Temporary files of shards that are being written, with something in them."""
+    return [file for file in (out / "data").glob(".*.tmp") if file.stat().st_size > 0]
+
+
+def test_cluster_two_workers_give_the_bytes_of_one(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = command(big_web, tmp_path, captioner, filter_, "--workers", "2")
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err.decode()
+    assert json.loads(out)["shards"]["done"] == SHARDS
+    assert hashes(tmp_path) == hashes(undisturbed)
+    assert commits(tmp_path) == commits(undisturbed)
+    workers = {
+        json.loads(file.read_text())["telemetry"]["worker"]
+        for file in (tmp_path / "commits").iterdir()
+    }
+    assert len(workers) == 2
+
+
+def test_cluster_worker_killed_in_mid_shard_changes_nothing(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
+    wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
+    wait_for(lambda: half_written(tmp_path))
+    [victim] = [pid for pid, line in descendants(process.pid) if line.startswith("ray::Actor")]
+    os.kill(victim, signal.SIGKILL)
+    assert len(commits(tmp_path)) < SHARDS, "the kill came too late to mean anything"
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err.decode()
+    assert "a worker died and is replaced" in err.decode()
+    assert hashes(tmp_path) == hashes(undisturbed)
+    assert commits(tmp_path) == commits(undisturbed)
+    assert verify(str(tmp_path)).problems == ()
+
+
+def test_cluster_driver_killed_in_mid_shard_then_resumed_changes_nothing(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
+    wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
+    wait_for(lambda: half_written(tmp_path))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = set(commits(tmp_path))
+    assert 0 < len(done) < SHARDS, "the kill came too late to mean anything"
+    again = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
+    out, err = again.communicate(timeout=180)
+    assert again.returncode == 0, err.decode()
+    assert json.loads(out)["shards"]["done"] <= SHARDS - len(done)
+    assert hashes(tmp_path) == hashes(undisturbed)
+    assert commits(tmp_path) == commits(undisturbed)
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def deadly_worker(task: Task) -> Worker:
+    """A worker whose process ends at one sample, as a segfault in a decoder would end it."""
+    from capfilt.models.images import PixelSpec
+    from capfilt.run.worker import Worker
+
+    class Deadly:
+        pixels = PixelSpec(16)
+        identity = task.models["captioner"]
+
+        def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+            if "000000207" in keys:
+                os._exit(1)
+            return [(f"caption of {key}",) for key in keys]
+
+    return Worker(task, Deadly(), None)
+
+
+@contextmanager
+def ray_on_this_machine() -> Iterator[None]:
+    import ray
+
+    from capfilt.run.cluster import connect
+
+    connect(None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def test_cluster_shard_that_kills_workers_fails_alone(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    from capfilt.run.cluster import ClusterEngine, resources
+
+    task = Task(config, inspect_models(config), str(tmp_path))
+    with ray_on_this_machine():
+        needs = resources(workers=1, gpus_per_worker=0, shards=4)
+        engine = ClusterEngine(task, needs, deadly_worker)
+        works = [Work(shard) for shard in find_shards(web).shards]
+        outcomes: list[Outcome] = [o for o in engine.execute(works) if o is not None]
+    assert {o.commit.shard for o in outcomes if isinstance(o, Done)} == {"00000", "00001", "00003"}
+    [failed] = [o for o in outcomes if isinstance(o, GaveUp)]
+    assert (failed.shard.id, failed.attempts) == ("00002", 3)
+    assert "died while it held this shard alone" in failed.error
+
+
+def test_cluster_asking_for_more_than_there_is_is_an_error_not_a_wait(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    with ray_on_this_machine():
+        where = Where(web, str(tmp_path / "out"), gpus_per_worker=1)
+        with pytest.raises(ConfigError, match=r"the cluster has 0 GPUs"):
+            run(config, where)
+
+
+def test_cluster_unreachable_address_is_one_line(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--address 127.0.0.1:1: no Ray cluster answers"):
+        run(config, Where(web, str(tmp_path / "out"), address="127.0.0.1:1"))
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -1,0 +1,382 @@
+"""`capfilt run` in-process: what goes in, what comes out, and what a second call does."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+from PIL import Image
+
+from capfilt.config import RunConfig, resolve
+from capfilt.errors import CommitError, ConfigError, InputError, ModelError
+from capfilt.record import Source, Verdict
+from capfilt.run.job import Summary, Where, run
+from capfilt.run.status import status
+from capfilt.run.verify import verify
+from tests.run.conftest import (
+    commits,
+    hashes,
+    ledger_rows,
+    picture,
+    tar_samples,
+    write_shard,
+)
+
+
+def local(config: RunConfig, web: str, output: Path, **options: object) -> Summary:
+    return run(config, Where(web, str(output), local=True, **options))  # type: ignore[arg-type]
+
+
+def test_run_every_sample_is_in_the_ledger_and_counts_add_up(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    summary = local(config, web, tmp_path / "out")
+    assert summary.shards_done == 4
+    assert summary.images == summary.tally.read == 48
+    rows = ledger_rows(tmp_path / "out")
+    web_keys = [row["key"] for row in rows if row["source"] == "web"]
+    assert web_keys == [f"{shard * 100 + i:09d}" for shard in range(4) for i in range(12)]
+    synthetic = [row for row in rows if row["source"] == "synthetic"]
+    assert len(synthetic) == 48
+    # The untrained models must disagree with each other for this test to mean anything.
+    kept = {row["verdict"] for row in synthetic}
+    assert kept == {"kept", "dropped"}
+    assert summary.tally.noise_ratio == pytest.approx(
+        sum(row["verdict"] == "dropped" for row in synthetic) / 48
+    )
+    for row in rows:
+        if row["reason"] == "empty_text":
+            assert row["text"] == ""
+            assert row["match_prob"] is None
+        else:
+            assert (row["match_prob"] >= 0.5) == (row["verdict"] == "kept")
+
+
+def test_run_data_holds_the_kept_with_original_bytes_and_fields(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    rows = [row for row in ledger_rows(tmp_path / "out") if row["verdict"] == "kept"]
+    kept: dict[str, list[dict[str, object]]] = {}
+    for row in rows:
+        kept.setdefault(row["key"], []).append(row)
+    found = {}
+    for shard in range(4):
+        for sample in tar_samples(tmp_path / "out" / "data" / f"{shard:05d}.tar"):
+            found[sample["__key__"].decode()] = sample
+    assert found.keys() == kept.keys()
+    for key, sample in found.items():
+        assert sample["jpg"] == picture(int(key))
+        fields = json.loads(sample["json"])
+        assert fields["url"] == f"http://host.invalid/{key}"
+        assert fields["similarity"] == int(key) % 100 / 8
+        assert fields["error_message"] is None
+        assert sample["txt"].decode() == fields["caption"] == kept[key][0]["text"]
+        assert [c["text"] for c in fields["captions"]] == [row["text"] for row in kept[key]]
+        assert [c["source"] for c in fields["captions"]] == [row["source"] for row in kept[key]]
+
+
+def test_run_again_does_nothing(config: RunConfig, web: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    local(config, web, out)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    summary = local(config, web, out)
+    assert (summary.shards_done, summary.shards_before) == (0, 4)
+    assert summary.tally.read == 48
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+
+
+def test_run_in_pieces_gives_the_same_bytes(config: RunConfig, web: str, tmp_path: Path) -> None:
+    local(config, web, tmp_path / "whole")
+    first = local(config, web, tmp_path / "pieces", limit=1)
+    assert (first.shards_done, first.left_by_limit) == (1, 3)
+    shutil.rmtree(tmp_path / "pieces" / "data")  # as if a kill came before the data was there
+    for name in ("00000.json",):
+        (tmp_path / "pieces" / "commits" / name).unlink()
+    local(config, web, tmp_path / "pieces")
+    assert hashes(tmp_path / "pieces") == hashes(tmp_path / "whole")
+    assert commits(tmp_path / "pieces") == commits(tmp_path / "whole")
+    manifests = [(tmp_path / name / "manifest.json").read_text() for name in ("pieces", "whole")]
+    assert manifests[0] == manifests[1]
+
+
+def test_run_grown_input_does_the_new_shards_only(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    write_shard(Path(web), 4, 12)
+    summary = local(config, web, tmp_path / "out")
+    assert (summary.shards_done, summary.shards_before) == (1, 4)
+
+
+def test_run_unfinished_shard_is_named_and_skipped_until_allowed(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    write_shard(Path(web), 4, 12, finished=False)
+    summary = local(config, web, tmp_path / "out")
+    assert summary.shards_done == 4
+    assert [Path(name).name for name in summary.unfinished] == ["00004.tar"]
+    summary = local(config, web, tmp_path / "out", allow_unfinished=True)
+    assert summary.shards_done == 1
+
+
+def test_run_other_config_is_refused_by_name_then_overwritten(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    local(config, web, out)
+    before = hashes(out)
+    other = replace(config, seed=1)
+    with pytest.raises(CommitError, match=r"4 of its shards would be redone.*seed: 0 -> 1"):
+        local(other, web, out)
+    assert hashes(out) == before
+    summary = local(other, web, out, overwrite=True)
+    assert summary.shards_done == 4
+    local(other, web, tmp_path / "fresh")
+    assert hashes(out) == hashes(tmp_path / "fresh") != before
+
+
+def test_run_changed_input_shard_is_refused_by_name(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    write_shard(Path(web), 2, 11)
+    with pytest.raises(CommitError, match="the input of 00002"):
+        local(config, web, tmp_path / "out")
+    assert local(config, web, tmp_path / "out", overwrite=True).shards_done == 1
+
+
+def test_run_speed_settings_do_not_make_another_run(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    faster = replace(config, compute=replace(config.compute, batch_size=48, decode_threads=3))
+    assert local(faster, web, tmp_path / "out").shards_before == 4
+
+
+def test_run_captions_and_scores_do_not_depend_on_the_batch(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "five")
+    one = replace(config, compute=replace(config.compute, batch_size=1))
+    local(one, web, tmp_path / "one")
+    for a, b in zip(ledger_rows(tmp_path / "five"), ledger_rows(tmp_path / "one"), strict=True):
+        prob_a, prob_b = a.pop("match_prob"), b.pop("match_prob")
+        assert prob_a == pytest.approx(prob_b, abs=1e-5)
+        assert a == b
+
+
+def test_run_bad_samples_are_rows_with_reasons(config: RunConfig, tmp_path: Path) -> None:
+    gif = io.BytesIO()
+    Image.new("P", (1, 1)).save(gif, "GIF")
+    write_wds(
+        tmp_path / "web" / "00000.tar",
+        [
+            ("a", {"jpg": picture(1), "txt": b"fine"}),
+            ("b", {"jpg": b"<html>no</html>", "txt": b"a page"}),
+            ("c", {"jpg": picture(2)[:-200], "txt": b"cut"}),
+            ("d", {"jpg": b"", "txt": b"nothing"}),
+            ("e", {"txt": b"no image"}),
+            ("f", {"gif": gif.getvalue(), "txt": b"a pixel"}),
+            ("a", {"jpg": picture(3), "txt": b"again"}),
+            ("g", {"jpg": picture(4), "txt": b"\xff\xfe"}),
+            ("h", {"jpg": picture(5)}),
+            ("i", {"jpg": picture(6), "txt": b" ... "}),
+        ],
+    )
+    summary = local(config, str(tmp_path / "web"), tmp_path / "out")
+    rows = [r for r in ledger_rows(tmp_path / "out") if r["source"] == "web"]
+    assert [(r["key"], r["reason"]) for r in rows if r["reason"] != "below_min_match_prob"][
+        -9:
+    ] == [
+        ("b", "image_not_an_image"),
+        ("c", "image_corrupt"),
+        ("d", "image_empty"),
+        ("e", "no_image"),
+        ("f", "image_too_small"),
+        ("a", "duplicate_key"),
+        ("g", "text_not_utf8"),
+        ("h", "no_text"),
+        ("i", "empty_text"),
+    ]
+    tally = summary.tally
+    assert tally.read == 10
+    assert tally.samples[Verdict.FAILED] == 6
+    assert verify(str(tmp_path / "out")).problems == ()
+
+
+def test_run_truncated_shard_fails_alone_and_is_tried_again(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    tar = Path(web, "00001.tar")
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    summary = local(config, web, tmp_path / "out")
+    assert summary.shards_done == 3
+    [failed] = summary.shards_failed
+    assert failed.shard.id == "00001"
+    assert failed.attempts == 3
+    assert "00001.tar" in failed.error
+    assert not (tmp_path / "out" / "data" / "00001.tar").exists()
+    assert [f.shard for f in status(str(tmp_path / "out")).failures] == ["00001"]
+    tar.write_bytes(whole)
+    summary = local(config, web, tmp_path / "out")
+    assert summary.shards_done == 1
+    assert status(str(tmp_path / "out")).failures == ()
+
+
+@pytest.mark.parametrize(
+    ("off", "sources"), [("captioner", {"web"}), ("filter", {"web", "synthetic"})]
+)
+def test_run_with_a_module_off(
+    config: RunConfig, web: str, tmp_path: Path, off: str, sources: set[str]
+) -> None:
+    options = {"captioner": config.captioner, "filter": config.filter, off: "none"}
+    summary = local(resolve(options=options), web, tmp_path / "out")
+    rows = ledger_rows(tmp_path / "out")
+    assert {row["source"] for row in rows} == sources
+    if off == "filter":
+        assert {r["verdict"] for r in rows if r["text"]} == {"kept"}
+        assert all(row["match_prob"] is None for row in rows)
+        assert summary.tally.kept_share(Source.SYNTHETIC) == 1.0
+
+
+@pytest.mark.parametrize("ranker", ["clip", "filter_"])
+def test_run_blip2_keeps_the_two_most_similar(
+    captioner: str, web: str, tmp_path: Path, ranker: str, request: pytest.FixtureRequest
+) -> None:
+    options = {"captioner": captioner, "filter": request.getfixturevalue(ranker)}
+    local(resolve(preset="blip2", options=options), web, tmp_path / "out")
+    by_key: dict[str, list[dict[str, object]]] = {}
+    for row in ledger_rows(tmp_path / "out"):
+        by_key.setdefault(row["key"], []).append(row)
+    assert len(by_key) == 48
+    for rows in by_key.values():
+        assert len(rows) == 11
+        scored = [r for r in rows if r["similarity"] is not None]
+        best = sorted(scored, key=lambda r: -r["similarity"])[:2]  # type: ignore[operator]
+        kept = [r for r in rows if r["verdict"] == "kept"]
+        assert sorted(r["similarity"] for r in kept) == sorted(r["similarity"] for r in best)  # type: ignore[type-var]
+    for sample in tar_samples(tmp_path / "out" / "data" / "00000.tar"):
+        captions = json.loads(sample["json"])["captions"]
+        assert captions[0]["similarity"] >= captions[1]["similarity"]
+
+
+@pytest.mark.parametrize("format_", ["webdataset", "parquet"])
+def test_run_without_images_writes_texts_and_scores(
+    config: RunConfig, web: str, tmp_path: Path, format_: str
+) -> None:
+    without = replace(config, output=replace(config.output, format=format_, images=False))
+    local(without, web, tmp_path / "out")
+    assert verify(str(tmp_path / "out")).problems == ()
+    if format_ == "webdataset":
+        for sample in tar_samples(tmp_path / "out" / "data" / "00000.tar"):
+            assert sample.keys() == {"__key__", "txt", "json"}
+    else:
+        table = pyarrow.dataset.dataset(tmp_path / "out" / "data").to_table()
+        assert table.num_rows > 0
+        assert "image" not in table.column_names
+
+
+def test_run_human_pairs_join_unfiltered(config: RunConfig, web: str, tmp_path: Path) -> None:
+    folder = tmp_path / "human"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(picture(1000 + i))
+    pairs = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
+        "annotations": [
+            {"image_id": i, "caption": f"human caption {j} of {i}"}
+            for i in range(3)
+            for j in (0, 1)
+        ],
+    }
+    (folder / "captions.json").write_text(json.dumps(pairs))
+    local(config, web, tmp_path / "out", human=str(folder / "captions.json"))
+    rows = [row for row in ledger_rows(tmp_path / "out") if row["source"] == "human"]
+    assert [row["text"] for row in rows] == [a["caption"] for a in pairs["annotations"]]
+    assert {row["verdict"] for row in rows} == {"kept"}
+    assert {row["match_prob"] for row in rows} == {None}
+    [shard] = (tmp_path / "out" / "data" / "human").glob("*.tar")
+    samples = list(tar_samples(shard))
+    assert [sample["jpg"] for sample in samples] == [picture(1000 + i) for i in range(3)]
+    assert verify(str(tmp_path / "out")).problems == ()
+
+
+def test_status_counts_done_pending_and_stale(config: RunConfig, web: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    local(config, web, tmp_path / "out", limit=3)
+    found = status(out)
+    assert (found.done, found.pending, found.stale) == (3, 1, 0)
+    assert found.tally.read == 36
+    local(replace(config, seed=5), web, tmp_path / "out", limit=1, overwrite=True)
+    found = status(out)
+    assert (found.done, found.pending, found.stale) == (1, 1, 2)
+
+
+def test_verify_finds_a_flipped_byte_a_missing_file_and_a_wrong_count(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    local(config, web, out)
+    assert verify(str(out)).problems == ()
+    data = out / "data" / "00000.tar"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    (out / "ledger" / "00001.parquet").unlink()
+    commit = out / "commits" / "00002.json"
+    counts = json.loads(commit.read_text())
+    counts["counts"]["kept"] += 1
+    counts["counts"]["read"] += 1
+    commit.write_text(json.dumps(counts))
+    (out / "data" / "99999.tar").write_bytes(b"left by a kill")
+    found = verify(str(out))
+    problems = "\n".join(found.problems)
+    assert "data/00000.tar" in problems
+    assert "ledger/00001.parquet" in problems
+    assert "shard 00002: samples are" in problems
+    assert found.uncommitted == ("data/99999.tar",)
+    assert "00003" not in problems
+
+
+def test_run_leaves_no_temporary_file_and_cleans_those_of_killed_attempts(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data" / ".00000.tar.dead.tmp").write_bytes(b"half a tar")
+    local(config, web, out)
+    assert list(out.rglob("*.tmp")) == []
+
+
+def test_run_wrong_requests_are_one_line(config: RunConfig, web: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="missing"):
+        local(config, str(tmp_path / "missing"), out)
+    with pytest.raises(InputError, match="empty"):
+        local(config, str(tmp_path / "empty"), out)
+    with pytest.raises(ModelError, match="BlipForImageTextRetrieval"):
+        local(replace(config, captioner=config.filter), web, out)
+    with pytest.raises(ConfigError, match="--limit must be at least 1"):
+        local(config, web, out, limit=0)
+    assert not (out / "manifest.json").exists()
+
+
+def write_wds(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
+    """Write any members as a tar."""
+    import tarfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples:
+            for ending, content in members.items():
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,130 @@
+"""The command as a user meets it: a process with arguments, an exit code and two streams."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from capfilt.run.worker import Worker  # noqa: F401 - imported early so that timings below are fair
+from tests.run.conftest import captioner, filter_, web  # noqa: F401 - fixtures
+
+
+def capfilt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "capfilt.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_cli_help_answers_at_once_and_names_the_commands() -> None:
+    started = time.monotonic()
+    done = capfilt("--help")
+    assert time.monotonic() - started < 5  # torch and Ray alone would take longer
+    assert done.returncode == 0
+    for command in ("run", "status", "verify", "ingest", "demo"):
+        assert command in done.stdout
+
+
+def test_cli_run_status_verify_print_results_on_stdout(
+    web: str,  # noqa: F811
+    captioner: str,  # noqa: F811
+    filter_: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    models = ("--captioner", captioner, "--filter", filter_)
+    done = capfilt("run", web, tmp_path / "out", *models, "--local", "--format", "parquet")
+    assert done.returncode == 0, done.stderr
+    assert "noise ratio" in done.stdout
+    assert "48 read" in done.stdout
+    found = json.loads(capfilt("status", tmp_path / "out", "--json").stdout)
+    assert found["shards"]["done"] == 4
+    assert found["read"] == 48
+    verified = capfilt("verify", tmp_path / "out")
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert "all as committed" in verified.stdout
+    (tmp_path / "out" / "data" / "00000.parquet").write_bytes(b"not as committed")
+    broken = capfilt("verify", tmp_path / "out")
+    assert broken.returncode == 1
+    assert "00000.parquet" in broken.stdout
+
+
+@pytest.fixture
+def other_run(web: str, captioner: str, filter_: str, tmp_path: Path) -> Path:  # noqa: F811
+    out = tmp_path / "other"
+    assert (
+        capfilt(
+            "run", web, out, "--captioner", captioner, "--filter", filter_, "--local"
+        ).returncode
+        == 0
+    )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"INPUT": "missing"}, "missing"),
+        ({"INPUT": "{tmp}/empty"}, "empty"),
+        ({"--captioner": "{filter}"}, "BlipForConditionalGeneration"),
+        ({"--filter": "{captioner}"}, "BlipForImageTextRetrieval"),
+        ({"--captioner": "{tmp}/pickles"}, "safetensors"),
+        ({"--captioner": "{tmp}/nowhere"}, "nowhere"),
+        ({"-c": "{tmp}/unknown_key.yaml"}, "did you mean 'captions.top_p'"),
+        ({"-c": "{tmp}/absent.yaml"}, "absent.yaml"),
+        ({"--set": "selection.min_match_prob=1.5"}, "in [0, 1]"),
+        ({"--address": "127.0.0.1:1"}, "no Ray cluster answers"),
+        ({"OUTPUT": "{tmp}/other", "--set": "seed=7"}, "--overwrite"),
+        ({"--limit": "0"}, "--limit must be at least 1"),
+        ({"--preset": "blip3"}, "none of blip, blip2"),
+        ({"--format": "zip"}, "none of webdataset, parquet"),
+    ],
+)
+def test_cli_wrong_usage_is_one_line_and_exit_2(
+    change: dict[str, str],
+    message: str,
+    web: str,  # noqa: F811
+    captioner: str,  # noqa: F811
+    filter_: str,  # noqa: F811
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unknown_key.yaml").write_text("captions: {topp: 0.9}")
+    pickles = tmp_path / "pickles"
+    pickles.mkdir()
+    (pickles / "config.json").write_text(
+        json.dumps({"architectures": ["BlipForConditionalGeneration"], "model_type": "blip"})
+    )
+    (pickles / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    if change.get("OUTPUT"):
+        request.getfixturevalue("other_run")
+    places = {"tmp": tmp_path, "captioner": captioner, "filter": filter_}
+    arguments = {
+        "INPUT": web,
+        "OUTPUT": str(tmp_path / "out"),
+        "--captioner": captioner,
+        "--filter": filter_,
+        **{option: value.format(**places) for option, value in change.items()},
+    }
+    options = [
+        part for name, value in arguments.items() if name[0] == "-" for part in (name, value)
+    ]
+    if "--address" not in change:
+        options.append("--local")
+    done = capfilt("run", arguments["INPUT"], arguments["OUTPUT"], *options)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("capfilt: ")
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_cli_status_and_verify_of_no_run_are_one_line(tmp_path: Path) -> None:
+    for command in ("status", "verify"):
+        done = capfilt(command, tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == f"capfilt: {tmp_path}: no run here (no manifest.json)\n"

@@ -1,0 +1,60 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt.config import PRESETS, RunConfig, keys
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| (?:`(.+?)`)? ?\|", re.MULTILINE)
+
+
+def defaults(cls: type[Any] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every leaf key with its default as written in the code."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default_factory, type):
+            found |= defaults(field.default_factory, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = field.default
+    return found
+
+
+def test_config_page_has_every_key_with_its_default() -> None:
+    rows = ROW.findall((ROOT / "docs/config.md").read_text())
+    assert {key: json.loads(default) for key, default, _ in rows} == defaults()
+
+
+def test_config_page_has_the_blip2_preset() -> None:
+    rows = ROW.findall((ROOT / "docs/config.md").read_text())
+    preset = {
+        f"{section}.{key}": value
+        for section, values in PRESETS["blip2"].items()
+        for key, value in values.items()
+    }
+    assert {key: json.loads(value) for key, _, value in rows if value} == preset
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/fidelity.md", "docs/architecture.md"])
+def test_page_names_only_config_keys_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    sections = {key.split(".")[0] for key in keys() if "." in key}
+    named = {
+        word
+        for word in re.findall(r"\b([a-z]+\.[a-z_]+)\b(?!\()", text)
+        if word.split(".")[0] in sections and not word.endswith((".py", ".json", ".md"))
+    }
+    assert named <= set(keys()), page
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
