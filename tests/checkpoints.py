@@ -67,7 +67,7 @@ def make_captioner(folder: Path, *, seed: int = 0, **sizes: Any) -> Path:
     with torch.no_grad():
         # Ends now and then; no caption is emptied by tokens that decoding or normalising skips.
         bias[names.convert_tokens_to_ids([*SPECIAL, "[DEC]", "[ENC]", *string.punctuation])] = -20.0
-        bias[names.sep_token_id] = 1.5
+        bias[names.sep_token_id] = 3.0
     return _save_blip(model, folder)
 
 

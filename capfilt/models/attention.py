@@ -1,0 +1,199 @@
+"""Attention, and how texts of unequal length share a batch without padding.
+
+Tokens of a batch travel packed, one row each, so that no linear layer ever works on padding. Only
+inside attention do they stand in a rectangle, a `Grid`: texts x positions for self-attention,
+images x tokens for cross-attention, where all texts of an image read the one copy of its keys and
+values.
+
+Shapes: P packed tokens, D width, H heads, Dh = D / H, N images, B texts, Q queries, T keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# On a CPU the fused kernel costs more than it saves below this number of queries.
+_FEW_QUERIES = 8
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention with the kernel that is fastest where the tensors are.
+
+    Args:
+        query: [N, H, Q, Dh].
+        key: [N, H, T, Dh].
+        value: [N, H, T, Dh].
+        mask: True where a query may look, broadcastable to [N, H, Q, T]; None looks everywhere.
+
+    Returns:
+        [N, H, Q, Dh].
+    """
+    if query.device.type == "cpu":
+        if query.shape[2] < _FEW_QUERIES:
+            return _plain(query, key, value, mask)
+        if query.dtype == torch.bfloat16 and mask is None:
+            # The fused bf16 kernel reaches half of what matrix products of one image do.
+            each = zip(*(torch.split(x, 1) for x in (query, key, value)), strict=True)
+            return torch.cat([_plain(q, k, v, None) for q, k, v in each])
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ value
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    """Split the width into heads: [N, Q, D] -> [N, H, Q, Dh]."""
+    return x.view(*x.shape[:-1], count, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Undo `heads`: [N, H, Q, Dh] -> [N, Q, D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where consecutive packed rows stand in a rectangle of `height` rows and `width` columns."""
+
+    height: int
+    width: int
+    cells: Tensor | None  # [P], flat index of each packed row; None: the rectangle is full
+
+    @classmethod
+    def of(cls, counts: Sequence[int], device: torch.device) -> Grid:
+        """The grid whose row i holds the next `counts[i]` packed rows, from its left."""
+        width = max(counts, default=0)
+        if all(count == width for count in counts):
+            return cls(len(counts), width, None)
+        cells = [i * width + j for i, count in enumerate(counts) for j in range(count)]
+        return cls(len(counts), width, torch.tensor(cells, device=device))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[P, D] -> [height, width, D], zeros where no row stands."""
+        if self.cells is None:
+            return x.view(self.height, self.width, -1)
+        flat = x.new_zeros(self.height * self.width, x.shape[-1])
+        return flat.index_copy(0, self.cells, x).view(self.height, self.width, -1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[height, width, D] -> [P, D], the inverse of `spread`."""
+        flat = x.reshape(self.height * self.width, -1)
+        return flat if self.cells is None else flat[self.cells]
+
+    def filled(self) -> Tensor | None:
+        """True where a row stands, [height, width]; None when that is everywhere."""
+        if self.cells is None:
+            return None
+        mask = torch.zeros(self.height * self.width, dtype=torch.bool, device=self.cells.device)
+        mask[self.cells] = True
+        return mask.view(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Keys and values of images for every layer's cross-attention, projected once."""
+
+    keys: tuple[Tensor, ...]  # per layer [N, H, T, Dh]
+    values: tuple[Tensor, ...]
+
+    def attend(self, layer: int, query: Tensor, grid: Grid) -> Tensor:
+        """Let packed queries look at their images.
+
+        Args:
+            layer: Which layer's keys and values.
+            query: [P, D], ordered by image.
+            grid: N rows; row i holds the queries of image i.
+
+        Returns:
+            [P, D].
+        """
+        key, value = self.keys[layer], self.values[layer]
+        context = attend(heads(grid.spread(query), key.shape[1]), key, value)
+        return grid.gather(merge_heads(context))
+
+    def select(self, images: Sequence[int]) -> ImageMemory:
+        """A copy that holds only these images, in this order."""
+        index = torch.tensor(images, device=self.keys[0].device)
+        return ImageMemory(
+            tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
+        )
+
+
+class Packed:
+    """Self-attention within each text of a packed batch."""
+
+    def __init__(self, grid: Grid, head_count: int, *, causal: bool = False) -> None:
+        self._grid = grid
+        self._heads = head_count
+        self._mask = self._causal() if causal else self._valid()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[P, D] each -> [P, D]."""
+        q, k, v = (heads(self._grid.spread(x), self._heads) for x in (query, key, value))
+        mask = None if self._mask is None else self._mask.to(q.device)
+        return self._grid.gather(merge_heads(attend(q, k, v, mask)))
+
+    def _valid(self) -> Tensor | None:
+        filled = self._grid.filled()
+        return None if filled is None else filled[:, None, None, :]
+
+    def _causal(self) -> Tensor:
+        # Padding stands at the end of a row, where no token looks.
+        width = self._grid.width
+        return torch.ones(width, width, dtype=torch.bool).tril()
+
+
+class Cache:
+    """Self-attention of decoder rows that grow together, one or more tokens at a time."""
+
+    def __init__(self, layers: int, head_count: int, *, rows: int, room: int, like: Tensor) -> None:
+        """Make room for `room` tokens of `rows` texts, as wide as `like` [*, D] and of its kind."""
+        shape = (layers, rows, head_count, room, like.shape[-1] // head_count)
+        self._keys = like.new_empty(shape)
+        self._values = like.new_empty(shape)
+        self.length = 0
+
+    @property
+    def rows(self) -> int:
+        return self._keys.shape[1]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Add the new tokens of every row and let them look back.
+
+        Args:
+            layer: Which layer's.
+            query: [rows * Q, D], row after row.
+            key: As `query`.
+            value: As `query`.
+
+        Returns:
+            As `query`.
+        """
+        head_count = self._keys.shape[2]
+        q, k, v = (
+            heads(x.view(self.rows, -1, x.shape[-1]), head_count) for x in (query, key, value)
+        )
+        fresh = q.shape[2]
+        end = self.length + fresh
+        self._keys[layer, :, :, self.length : end] = k
+        self._values[layer, :, :, self.length : end] = v
+        mask = None
+        if fresh > 1:
+            mask = torch.ones(fresh, end, dtype=torch.bool, device=q.device).tril(self.length)
+        context = attend(q, self._keys[layer, :, :, :end], self._values[layer, :, :, :end], mask)
+        return merge_heads(context).flatten(0, 1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may come more than once."""
+        self._keys = self._keys.index_select(1, rows)
+        self._values = self._values.index_select(1, rows)

@@ -1,0 +1,232 @@
+"""Checkpoint folders: found, checked, identified, read and written. Safetensors only.
+
+A folder is what transformers' `save_pretrained` leaves: config.json, weights, tokenizer files and
+the image processor's. Nothing in it is ever executed: pickled weights and remote code are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from capfilt.errors import ModelError
+from capfilt.models.vit import PIXEL_MEAN, PIXEL_STD
+from capfilt.record import ModelIdentity
+
+Role = Literal["captioner", "filter"]
+
+CAPTIONER = "BlipForConditionalGeneration"
+MATCH_FILTER = "BlipForImageTextRetrieval"
+CLIP_FILTER = "CLIPModel"
+CLASSES: Mapping[Role, tuple[str, ...]] = {
+    "captioner": (CAPTIONER,),
+    "filter": (MATCH_FILTER, CLIP_FILTER),
+}
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Whatever else than weights decides a result. README, generation_config.json and the like do not.
+_DECISIVE = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """How pixels in [0, 1] are normalised, per channel."""
+
+    mean: tuple[float, ...] = PIXEL_MEAN
+    std: tuple[float, ...] = PIXEL_STD
+
+
+def inspect(source: str, role: Role) -> ModelIdentity:
+    """Say which model a checkpoint is, without loading its weights.
+
+    Args:
+        source: Folder or hub id.
+        role: What it is given as.
+
+    Raises:
+        ModelError: It cannot be found or read, is of another class, or has no safetensors.
+    """
+    folder = resolve_folder(source)
+    architecture = architecture_of(folder, role)
+    weights = weight_files(folder)
+    decisive = [folder / name for name in _DECISIVE if (folder / name).is_file()]
+    digest = hashlib.sha256()
+    for path in sorted([*weights, *decisive], key=lambda p: p.name):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return ModelIdentity(architecture, digest.hexdigest(), source)
+
+
+def resolve_folder(source: str) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded, or found in the hub's cache.
+
+    Raises:
+        ModelError: There is no such folder, and no such hub id within reach.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{source}: is a file, not a checkpoint folder: {_convert_hint(source)}")
+    if not _HUB_ID.fullmatch(source):
+        raise ModelError(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{source}: no such folder, and not found on the Hugging Face hub ({why})"
+        ) from None
+
+
+def architecture_of(folder: Path, role: Role) -> str:
+    """The class in config.json, which must be one that can serve as `role`.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    architectures = read_json(folder / "config.json").get("architectures") or ["nothing"]
+    name = str(architectures[0])
+    if name in CLASSES[role]:
+        return name
+    other = next((r for r, classes in CLASSES.items() if name in classes), None)
+    is_other = f", a {other}" if other else ""
+    raise ModelError(
+        f"--{role} {folder}: is a {name}{is_other}: give a {' or '.join(CLASSES[role])}"
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        ModelError: There are none, or a part is missing.
+    """
+    if (folder / _INDEX).is_file():
+        parts = read_json(folder / _INDEX).get("weight_map", {})
+        names = sorted({str(name) for name in parts.values()})
+    else:
+        names = [_WEIGHTS]
+    for name in names:
+        # A name in the index comes from outside and must not leave the folder.
+        if Path(name).name == name and (folder / name).is_file():
+            continue
+        pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+        if pickles:
+            raise ModelError(
+                f"{folder}: has {pickles[0]} but no {name}; a pickle can run any code: "
+                f"{_convert_hint(str(folder / pickles[0]))}"
+            )
+        raise ModelError(f"{folder}: has no {name}: the checkpoint is not complete")
+    return [folder / name for name in names]
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name, on the CPU.
+
+    Raises:
+        ModelError: A file is damaged.
+    """
+    tensors = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path}: cannot be read ({error}): download or copy it again"
+            ) from None
+    return tensors
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give a model made on the meta device its parameters, by our names.
+
+    Raises:
+        ModelError: Names the first tensor whose shape is not what config.json says.
+    """
+    for name, parameter in model.named_parameters():
+        if state[name].shape != parameter.shape:
+            raise ModelError(
+                f"{where}: tensor for {name} has shape {list(state[name].shape)} but config.json "
+                f"makes it {list(parameter.shape)}"
+            )
+    model.load_state_dict(dict(state), assign=True)
+
+
+def pixel_statistics(folder: Path) -> PixelStatistics:
+    """Read the image processor's mean and standard deviation; BLIP's where it has none.
+
+    Raises:
+        ModelError: The file does not hold three numbers for each.
+    """
+    processor = image_processor(folder)
+    try:
+        mean, std = (
+            tuple(float(x) for x in processor.get(name, default))
+            for name, default in (("image_mean", PIXEL_MEAN), ("image_std", PIXEL_STD))
+        )
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ModelError(f"{folder}: image_mean and image_std must be three numbers each") from None
+    return PixelStatistics(mean, std)
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings, from whichever file holds them; empty where none does."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            settings = read_json(folder / name)
+            nested = settings.get("image_processor", settings)
+            if isinstance(nested, dict):
+                return nested
+    return {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelError: It is missing or not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: has no {path.name}: not a checkpoint folder") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: is not a JSON object")
+    return content
+
+
+def _convert_hint(pickle: str) -> str:
+    return f"convert it once with capfilt.models.convert (from {pickle})"

@@ -1,0 +1,107 @@
+"""The filter: images and texts in, match probabilities and similarities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from capfilt.config import ScoringConfig
+from capfilt.errors import ModelError
+from capfilt.models.images import PixelSpec
+from capfilt.models.med import MatchModel, PackedTexts
+from capfilt.models.vocabulary import Vocabulary
+from capfilt.record import ModelIdentity, Score
+from capfilt.text import normalise
+
+
+class Filter(Protocol):
+    """Scores texts against their images."""
+
+    pixels: PixelSpec
+    identity: ModelIdentity
+
+    def score(self, pixels: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+        """Score every text of every image.
+
+        Args:
+            pixels: One uint8 [3, size, size] per image, RGB, as `self.pixels` asks.
+            texts: Per image its raw texts, any number, none included.
+
+        Returns:
+            Per image, per text, a score.
+        """
+        ...
+
+
+class MatchFilter:
+    """A BLIP filter on one device: ITM match probability, ITC similarity, or both.
+
+    An image passes through the image tower once, however many texts it has; its keys and values
+    for the texts' cross-attention are projected once, too.
+
+    Source: BLIP, arXiv:2201.12086, sections 3.2 and 3.3.
+    """
+
+    def __init__(
+        self,
+        model: MatchModel,
+        vocabulary: Vocabulary,
+        identity: ModelIdentity,
+        config: ScoringConfig,
+    ) -> None:
+        """Hold a loaded model; `capfilt.models.load.load_filter` loads one.
+
+        Raises:
+            ModelError: The model has fewer positions than `max_tokens`.
+        """
+        self.model = model
+        self.identity = identity
+        self.pixels = PixelSpec(size=model.config.image.image_size)
+        self._vocabulary = vocabulary
+        self._config = config
+        if config.max_tokens > model.config.text.max_tokens:
+            raise ModelError(
+                f"scoring.max_tokens is {config.max_tokens} but {identity.source} has positions "
+                f"for {model.config.text.max_tokens} tokens"
+            )
+
+    @torch.inference_mode()
+    def score(self, pixels: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+        """Score every text of every image; see `Filter`.
+
+        Texts are normalised here (`capfilt.text`) and cut to `max_tokens` tokens.
+        """
+        asked = [i for i, of_image in enumerate(texts) if of_image]
+        if not asked:
+            return [[] for _ in texts]
+        device = self.model.vit.class_token.device
+        states = self.model.vit(torch.stack([pixels[i] for i in asked]).to(device))
+        ids = self._tokens([texts[i] for i in asked])
+        nothing = [None] * sum(map(len, ids))
+        match_probs = self._match_probs(states, ids) if self._config.match_prob else nothing
+        similarities = self._similarities(states, ids) if self._config.similarity else nothing
+        scores = iter([Score(*pair) for pair in zip(match_probs, similarities, strict=True)])
+        return [[next(scores) for _ in of_image] for of_image in texts]
+
+    def _tokens(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        config = self._config
+        flat = [normalise(text, max_words=config.max_words) for of in texts for text in of]
+        ids = iter(self._vocabulary.encode(flat, max_tokens=config.max_tokens))
+        return [[next(ids) for _ in of_image] for of_image in texts]
+
+    def _match_probs(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:
+        if self._config.itm_token == "enc":
+            first = self._vocabulary.first_to_match
+            ids = [[[first, *text[1:]] for text in of_image] for of_image in ids]
+        memory = self.model.text.remember(states)
+        logits = self.model.match_logits(PackedTexts.of(ids, states.device), memory)
+        return logits.softmax(-1)[:, 1].tolist()
+
+    def _similarities(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:
+        texts = PackedTexts.of(ids, states.device)
+        counts = torch.tensor(texts.texts_per_image, device=states.device)
+        images = self.model.image_embeddings(states).repeat_interleave(counts, dim=0)
+        return (images * self.model.text_embeddings(texts)).sum(-1).clamp(-1, 1).tolist()

@@ -1,0 +1,296 @@
+"""From image states to caption tokens: greedy, nucleus sampling, beam search.
+
+Results are those of transformers' `generate`, apart from two choices: random numbers belong to the
+caption, not to the batch (`capfilt.models.uniforms`), and `top_k` is off unless asked for.
+
+All rows of a batch have the same length at all times. The prompt runs once per image; its captions
+or beams then start from copies of its few self-attention entries, and share its image's keys and
+values without copying them. A row that has ended leaves the batch, and an image without rows too.
+
+Shapes: N images, T image tokens, A active rows (ordered by image), K rows per image, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from capfilt.config import CaptionConfig
+from capfilt.models.attention import Cache, Grid, ImageMemory
+from capfilt.models.med import CaptionModel
+from capfilt.models.text_transformer import Looking
+from capfilt.models.uniforms import uniforms
+
+# Nuclei of 0.9 hold a few hundred tokens at most; looking at this many first saves a full sort.
+_CANDIDATES = 1024
+# Dropping ended images copies the keys and values of the others: worth it once they are this few.
+_WORTH_COPYING = 0.75
+_NEVER = -1e9  # transformers' score of what must not be chosen
+
+
+class Session:
+    """Rows of one batch under decoding."""
+
+    def __init__(
+        self, model: CaptionModel, image_states: Tensor, prompt: Sequence[int], max_length: int
+    ) -> None:
+        """Run the prompt, once per image.
+
+        Args:
+            model: What decodes.
+            image_states: [N, T, Dv].
+            prompt: Token ids, `[DEC]` first.
+            max_length: How many tokens a row has at most, prompt included.
+        """
+        self._model = model
+        self._memory: ImageMemory = model.text.remember(image_states)
+        self._images = list(range(len(image_states)))  # which image each row of the memory is of
+        self._owners = list(self._images)  # the image of each row
+        text = model.config.text
+        self._cache = Cache(
+            text.layers, text.heads, rows=len(self._owners), room=max_length,
+            like=image_states.new_empty(0, text.width),
+        )  # fmt: skip
+        self._device = image_states.device
+        self._arrange()
+        ids = torch.tensor(prompt, device=self._device).expand(len(self._owners), -1)
+        self.logits = self._run(ids)  # [A, V], of each row's next token
+
+    def advance(self, ids: Tensor) -> None:
+        """Append one token [A] to every row."""
+        self.logits = self._run(ids[:, None])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ordered by image; a row may come more than once."""
+        chosen = rows.tolist()
+        if chosen != list(range(len(self._owners))):
+            self._owners = [self._owners[row] for row in chosen]
+            self._cache.select(rows)
+            self._arrange()
+        self.logits = self.logits[rows]
+
+    def _arrange(self) -> None:
+        alive = sorted(set(self._owners))
+        if len(alive) <= _WORTH_COPYING * len(self._images):
+            self._memory = self._memory.select([self._images.index(image) for image in alive])
+            self._images = alive
+        counts = dict.fromkeys(self._images, 0)
+        for owner in self._owners:
+            counts[owner] += 1
+        self._counts = list(counts.values())
+
+    def _run(self, ids: Tensor) -> Tensor:
+        rows, fresh = ids.shape
+        grid = Grid.of([count * fresh for count in self._counts], self._device)
+        start = self._cache.length
+        positions = torch.arange(start, start + fresh, device=self._device).repeat(rows)
+        states = self._model.text(
+            ids.flatten(), positions, self._cache, Looking(self._memory, grid)
+        )
+        self._cache.length += fresh
+        return self._model.logits(states.view(rows, fresh, -1)[:, -1])
+
+
+def generate(
+    model: CaptionModel,
+    image_states: Tensor,
+    prompt: Sequence[int],
+    end: int,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    keys: Sequence[str],
+) -> list[list[list[int]]]:
+    """Write captions.
+
+    Source: BLIP, arXiv:2201.12086, section 3.3; transformers' `generate`.
+
+    Args:
+        model: What decodes.
+        image_states: [N, T, Dv], from the model's ViT.
+        prompt: Token ids, `[DEC]` first; shorter than `config.max_length`.
+        end: Id of the token that ends a caption.
+        config: How to decode.
+        seed: Of the run; nucleus sampling only.
+        keys: Of the N samples; nucleus sampling only.
+
+    Returns:
+        Per image, per caption, the tokens after the prompt, without `end`.
+    """
+    session = Session(model, image_states, prompt, config.max_length)
+    if config.method == "beam" and config.num_beams > 1:
+        return _beams(session, len(image_states), prompt, end, config)
+    numbers = None
+    if config.method == "nucleus":
+        steps = config.max_length - len(prompt)
+        drawn = uniforms(seed, keys, config.per_image, steps)
+        numbers = torch.from_numpy(drawn.reshape(-1, steps)).to(image_states.device)
+    return _rows(session, len(image_states), prompt, end, config, numbers)
+
+
+def _rows(
+    session: Session,
+    images: int,
+    prompt: Sequence[int],
+    end: int,
+    config: CaptionConfig,
+    numbers: Tensor | None,
+) -> list[list[list[int]]]:
+    """Decode `per_image` independent rows per image; `numbers` [N * K, steps] samples them."""
+    per_image, device = config.per_image, session.logits.device
+    captions: list[list[int]] = [[] for _ in range(images * per_image)]
+    active = torch.arange(images * per_image, device=device)  # which caption each row is
+    session.select(active // per_image)
+    ids = torch.tensor(prompt, device=device).repeat(len(active), 1)
+    for step in range(config.max_length - len(prompt)):
+        scores = _adjust(session.logits, ids, end, config)
+        if numbers is None:
+            chosen = scores.argmax(-1)
+        else:
+            chosen = sample_nucleus(scores, numbers[active, step], config)
+        ids = torch.cat([ids, chosen[:, None]], dim=1)
+        ended = chosen == end
+        if ended.any():
+            for row in ended.nonzero().squeeze(1).tolist():
+                captions[active[row]] = ids[row, len(prompt) : -1].tolist()
+            going = (~ended).nonzero().squeeze(1)
+            active, ids = active[going], ids[going]
+            if not len(active):
+                break
+            session.select(going)
+        if ids.shape[1] < config.max_length:
+            session.advance(ids[:, -1])
+    for caption, row in zip(active.tolist(), ids.tolist(), strict=True):
+        captions[caption] = row[len(prompt) :]
+    return [captions[i * per_image : (i + 1) * per_image] for i in range(images)]
+
+
+def _adjust(scores: Tensor, ids: Tensor, end: int, config: CaptionConfig) -> Tensor:
+    """Apply repetition penalty and minimal length to scores [A, V] of rows ids [A, length].
+
+    Source: transformers' RepetitionPenaltyLogitsProcessor and MinLengthLogitsProcessor.
+    """
+    penalty = config.repetition_penalty
+    if penalty is not None and penalty != 1.0:
+        seen = scores.gather(1, ids)
+        scores = scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+    if ids.shape[1] < config.min_length:
+        scores = scores.index_fill(1, torch.tensor([end], device=ids.device), -math.inf)
+    return scores
+
+
+def sample_nucleus(scores: Tensor, numbers: Tensor, config: CaptionConfig) -> Tensor:
+    """Choose a token per row by inverting the cumulative distribution of its nucleus.
+
+    Tokens are ordered by falling probability, ties by rising id. The nucleus is the shortest prefix
+    that reaches `top_p`, at least one token. With C the probability of the nucleus, the choice is
+    the first token at which the cumulative probability exceeds number * C.
+
+    Source: Holtzman et al., arXiv:1904.09751; transformers' temperature, top-k and top-p warpers.
+
+    Args:
+        scores: [A, V], fp32.
+        numbers: In [0, 1), [A], fp64.
+        config: `temperature`, `top_k`, `top_p`.
+
+    Returns:
+        Token ids [A].
+    """
+    scores = scores / config.temperature
+    tokens, logs, inside = _nucleus(scores, min(_CANDIDATES, scores.shape[1]), config)
+    # A nucleus that reaches the last candidate's score may go on beyond the candidates.
+    if logs.shape[1] < scores.shape[1] and bool((inside & (logs == logs[:, -1:])).any()):
+        tokens, logs, inside = _nucleus(scores, scores.shape[1], config)
+    mass = torch.where(inside, (logs - logs[:, :1]).double().exp(), 0).cumsum(-1)
+    rank = (mass <= numbers[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
+    # Rounding may put number * C at C itself.
+    rank = torch.minimum(rank, inside.sum(-1, keepdim=True) - 1)
+    return tokens.gather(1, rank).squeeze(1)
+
+
+def _nucleus(scores: Tensor, width: int, config: CaptionConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, scores and membership of the `width` best tokens, best first, ties by rising id."""
+    # What topk returns among equals is arbitrary, so order by id first and sort stably.
+    ids = scores.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+    logs, order = scores.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    top_k = config.top_k or scores.shape[1]
+    among = logs[:, :top_k] if config.top_k else scores
+    probabilities = (logs - among.logsumexp(-1, keepdim=True)).double().exp()
+    before = probabilities.cumsum(-1) - probabilities
+    inside = before < (config.top_p if config.top_p < 1 else math.inf)
+    inside[:, 0] = True
+    inside[:, top_k:] = False
+    return ids.gather(1, order), logs, inside
+
+
+def _beams(
+    session: Session, images: int, prompt: Sequence[int], end: int, config: CaptionConfig
+) -> list[list[list[int]]]:
+    """Beam search with `num_beams` beams; gives the `per_image` best, best first.
+
+    A score is the sum of log-probabilities over the number of generated tokens. An image is done
+    when its best running beam, at its present length, scores no more than its worst finished one.
+
+    Source: transformers' `_beam_search` with length_penalty 1 and early_stopping False.
+
+    Shapes: I images still searched, K beams, 2K candidates.
+    """
+    beams, start, device = config.num_beams, len(prompt), session.logits.device
+    captions: list[list[list[int]]] = [[] for _ in range(images)]
+    searched = torch.arange(images, device=device)  # [I], which image each is
+    session.select(searched.repeat_interleave(beams))
+    running = torch.tensor(prompt, device=device).repeat(images, beams, 1)  # [I, K, length]
+    running_scores = torch.zeros(images, beams, device=device)
+    running_scores[:, 1:] = _NEVER  # all beams are alike at first
+    best = torch.full((images, beams, config.max_length), end, device=device)  # finished, sorted
+    best_scores = torch.full((images, beams), _NEVER, device=device)
+    is_finished = torch.zeros(images, beams, dtype=torch.bool, device=device)
+    for length in range(start + 1, config.max_length + 1):
+        logs = _adjust(session.logits.log_softmax(-1), running.flatten(0, 1), end, config)
+        logs = logs.view(-1, beams, logs.shape[1]) + running_scores[:, :, None]
+        top, index = logs.flatten(1).topk(2 * beams)  # [I, 2K]
+        beam, token = index // logs.shape[2], index % logs.shape[2]
+        candidates = torch.cat([_take(running, beam), token[:, :, None]], dim=2)
+        ends = (token == end) | (length == config.max_length)
+
+        finishes = ends.clone()
+        finishes[:, beams:] = False  # the others are there to keep K beams running
+        finish_scores = top / (length - start) + ~finishes * _NEVER
+        best_scores, order = torch.cat([best_scores, finish_scores], dim=1).topk(beams)
+        padded = torch.full((*candidates.shape[:2], config.max_length), end, device=device)
+        padded[:, :, :length] = candidates
+        best = _take(torch.cat([best, padded], dim=1), order)
+        is_finished = torch.cat([is_finished, finishes], dim=1).gather(1, order)
+
+        running_scores, order = (top + ends * _NEVER).topk(beams)
+        running, beam = _take(candidates, order), beam.gather(1, order)
+        worst = torch.where(is_finished, best_scores.amin(1, keepdim=True), _NEVER)
+        hopeful = (running_scores[:, :1] / (length - start) > worst).any(1)
+        if length == config.max_length:
+            hopeful = torch.zeros_like(hopeful)
+        for image, rows in zip(searched[~hopeful].tolist(), best[~hopeful].tolist(), strict=True):
+            captions[image] = [_until(row[start:], end) for row in rows[: config.per_image]]
+        if not hopeful.any():
+            break
+        rows = torch.arange(len(beam), device=device)[:, None] * beams + beam
+        session.select(rows[hopeful].flatten())
+        searched, running, running_scores = (
+            searched[hopeful],
+            running[hopeful],
+            running_scores[hopeful],
+        )
+        best, best_scores, is_finished = best[hopeful], best_scores[hopeful], is_finished[hopeful]
+        session.advance(running[:, :, -1].flatten())
+    return captions
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows [I, M, length] of x [I, *, length] by index [I, M]."""
+    return x.take_along_dim(index[:, :, None], dim=1)
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

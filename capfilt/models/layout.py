@@ -1,0 +1,187 @@
+"""How checkpoints name the tensors that we name otherwise. Pure tables, no files.
+
+A layout maps each of our names to the names of the tensors that it is made of, stacked along the
+first dimension: transformers keeps the text's query, key and value apart, and we fuse them.
+
+    transformers   BlipForConditionalGeneration, BlipForImageTextRetrieval, as saved by transformers
+    original       the `.pth` files of BLIP's authors: timm's names for the ViT, `text_*` as above
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capfilt.errors import ModelError
+
+Parts = dict[str, tuple[str, ...]]  # our name -> theirs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of naming the tensors of one model."""
+
+    parts: Parts
+    # What may also be in a checkpoint and is of no use: buffers, momentum copies, queues.
+    ignored: re.Pattern[str]
+    # Tensors that a checkpoint may hold under another name when they are tied: name -> other name.
+    tied: Mapping[str, str]
+
+    def collect(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """Take a checkpoint's tensors by our names.
+
+        Args:
+            tensors: By the checkpoint's names.
+            where: Names the checkpoint in errors.
+
+        Raises:
+            ModelError: Names tensors that are missing, or that no part of the model takes.
+        """
+        found = dict(tensors)
+        for name, other in self.tied.items():
+            if name in found and other in found and not torch.equal(found[name], found[other]):
+                raise ModelError(
+                    f"{where}: {name} differs from {other}, but BLIP ties them: "
+                    "this checkpoint is of another model"
+                )
+            tied = found.pop(name, None)
+            if tied is not None:
+                found.setdefault(other, tied)
+        wanted = [name for names in self.parts.values() for name in names]
+        if missing := [name for name in wanted if name not in found]:
+            raise ModelError(f"{where}: tensor {_list(missing)} missing")
+        surplus = [n for n in found.keys() - set(wanted) if not self.ignored.search(n)]
+        if surplus:
+            raise ModelError(f"{where}: tensor {_list(sorted(surplus))} not of this model")
+        return {
+            ours: found[names[0]] if len(names) == 1 else torch.cat([found[n] for n in names])
+            for ours, names in self.parts.items()
+        }
+
+    def release(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `collect`; a tied tensor appears once."""
+        released: dict[str, Tensor] = {}
+        for ours, names in self.parts.items():
+            pieces = state[ours].chunk(len(names))
+            released.update(zip(names, (piece.contiguous() for piece in pieces), strict=True))
+        return released
+
+
+def captioner(*, image_layers: int, text_layers: int, original: bool = False) -> Layout:
+    """Of a `CaptionModel`."""
+    head = "text_decoder.cls.predictions"
+    parts = {
+        **_image(image_layers, original),
+        **_text("text_decoder.bert", text_layers),
+        **_linear("head.dense", f"{head}.transform.dense"),
+        **_linear("head.norm", f"{head}.transform.LayerNorm"),
+        "head.bias": (f"{head}.bias",),
+    }
+    tied = {
+        f"{head}.decoder.bias": f"{head}.bias",
+        f"{head}.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    }
+    return Layout(parts, _ignored(original, "text_encoder"), tied)
+
+
+def filter_(*, image_layers: int, text_layers: int, original: bool = False) -> Layout:
+    """Of a `MatchModel`."""
+    parts = {
+        **_image(image_layers, original),
+        **_text("text_encoder", text_layers),
+        **_linear("image_projection", "vision_proj"),
+        **_linear("text_projection", "text_proj"),
+        **_linear("itm_head", "itm_head"),
+    }
+    return Layout(parts, _ignored(original, "text_decoder"), {})
+
+
+def _ignored(original: bool, other_half: str) -> re.Pattern[str]:
+    names = [r"\.position_ids$"]
+    if original:
+        # Momentum copies and queues of ITC, and the half that the other module is made of.
+        names += [r"^\w+_m\.", r"queue$", r"^temp$", rf"^{other_half}\."]
+        if other_half == "text_encoder":
+            names.append(r"^(itm_head|vision_proj|text_proj)\.")
+    return re.compile("|".join(names))
+
+
+def _image(layers: int, original: bool) -> Parts:
+    if original:
+        root, blocks = "visual_encoder", "visual_encoder.blocks"
+        stem = {
+            "vit.class_token": (f"{root}.cls_token",),
+            "vit.positions": (f"{root}.pos_embed",),
+            **_linear("vit.patches", f"{root}.patch_embed.proj"),
+            **_linear("vit.norm", f"{root}.norm"),
+        }
+        names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    else:
+        root, blocks = "vision_model", "vision_model.encoder.layers"
+        stem = {
+            "vit.class_token": (f"{root}.embeddings.class_embedding",),
+            "vit.positions": (f"{root}.embeddings.position_embedding",),
+            **_linear("vit.patches", f"{root}.embeddings.patch_embedding"),
+            **_linear("vit.norm", f"{root}.post_layernorm"),
+        }
+        names = (
+            "layer_norm1", "self_attn.qkv", "self_attn.projection", "layer_norm2", "mlp.fc1",
+            "mlp.fc2",
+        )  # fmt: skip
+    ours = ("norm1", "qkv", "out", "norm2", "up", "down")
+    return stem | _layers(
+        layers,
+        lambda i: _join(
+            _linear(f"vit.blocks.{i}.{our}", f"{blocks}.{i}.{their}")
+            for our, their in zip(ours, names, strict=True)
+        ),
+    )
+
+
+def _text(root: str, layers: int) -> Parts:
+    def layer(i: int) -> Parts:
+        our, their = f"text.layers.{i}", f"{root}.encoder.layer.{i}"
+        own, cross = f"{their}.attention", f"{their}.crossattention"
+        return {
+            **_linear(
+                f"{our}.attention.qkv", *(f"{own}.self.{n}" for n in ("query", "key", "value"))
+            ),
+            **_linear(f"{our}.attention.out", f"{own}.output.dense"),
+            **_linear(f"{our}.attention.norm", f"{own}.output.LayerNorm"),
+            **_linear(f"{our}.cross.query", f"{cross}.self.query"),
+            **_linear(f"{our}.cross.key_value", *(f"{cross}.self.{n}" for n in ("key", "value"))),
+            **_linear(f"{our}.cross.out", f"{cross}.output.dense"),
+            **_linear(f"{our}.cross.norm", f"{cross}.output.LayerNorm"),
+            **_linear(f"{our}.ffn.up", f"{their}.intermediate.dense"),
+            **_linear(f"{our}.ffn.down", f"{their}.output.dense"),
+            **_linear(f"{our}.ffn.norm", f"{their}.output.LayerNorm"),
+        }
+
+    embeddings = f"{root}.embeddings"
+    return {
+        "text.words.weight": (f"{embeddings}.word_embeddings.weight",),
+        "text.positions.weight": (f"{embeddings}.position_embeddings.weight",),
+        **_linear("text.norm", f"{embeddings}.LayerNorm"),
+        **_layers(layers, layer),
+    }
+
+
+def _linear(ours: str, *theirs: str) -> Parts:
+    return {f"{ours}.{kind}": tuple(f"{t}.{kind}" for t in theirs) for kind in ("weight", "bias")}
+
+
+def _layers(count: int, layer: Callable[[int], Parts]) -> Parts:
+    return _join(layer(i) for i in range(count))
+
+
+def _join(parts: Iterable[Parts]) -> Parts:
+    return {ours: names for part in parts for ours, names in part.items()}
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more} {'are' if more else 'is'}"

@@ -1,0 +1,189 @@
+"""From a checkpoint to a captioner or a filter on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from capfilt.config import CaptionConfig, ScoringConfig
+from capfilt.errors import ModelError
+from capfilt.models import checkpoint, layout
+from capfilt.models.captioner import Captioner
+from capfilt.models.clip import ClipFilter
+from capfilt.models.filter import Filter, MatchFilter
+from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.models.text_transformer import TextConfig
+from capfilt.models.vit import VitConfig
+from capfilt.models.vocabulary import Vocabulary
+from capfilt.record import ModelIdentity
+
+Precision = Literal["auto", "fp32", "bf16"]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_captioner(
+    source: str,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    precision: Precision = "auto",
+    device: str | None = None,
+) -> Captioner:
+    """Load a captioner.
+
+    Args:
+        source: Folder or hub id of a `BlipForConditionalGeneration`.
+        config: How it decodes.
+        seed: Of the run.
+        precision: "auto" is bf16 on CUDA and fp32 on a CPU.
+        device: As torch names it; None takes CUDA where there is one.
+
+    Raises:
+        ModelError: See `checkpoint.inspect`; a tensor is missing, surplus or misshapen.
+    """
+    identity = checkpoint.inspect(source, "captioner")
+    folder = checkpoint.resolve_folder(source)
+    settings = blip_settings(folder)
+    model = load_caption_model(folder, settings)
+    vocabulary = _vocabulary(folder, settings)
+    return Captioner(_place(model, precision, device), vocabulary, identity, config, seed=seed)
+
+
+def load_filter(
+    source: str,
+    config: ScoringConfig,
+    *,
+    precision: Precision = "auto",
+    device: str | None = None,
+) -> Filter:
+    """Load a filter.
+
+    Args:
+        source: Folder or hub id of a `BlipForImageTextRetrieval` or `CLIPModel`.
+        config: What it scores.
+        precision: As in `load_captioner`.
+        device: As in `load_captioner`.
+
+    Raises:
+        ModelError: As in `load_captioner`; CLIP is asked for match probabilities.
+    """
+    identity = checkpoint.inspect(source, "filter")
+    folder = checkpoint.resolve_folder(source)
+    if identity.architecture == checkpoint.CLIP_FILTER:
+        return _load_clip(folder, identity, config, precision, device)
+    settings = blip_settings(folder)
+    model = load_match_model(folder, settings)
+    vocabulary = _vocabulary(folder, settings)
+    return MatchFilter(_place(model, precision, device), vocabulary, identity, config)
+
+
+def load_caption_model(folder: Path, settings: Any) -> CaptionModel:
+    """The module of a `BlipForConditionalGeneration` folder, in fp32 on the CPU."""
+    config = med_config(settings)
+    names = layout.captioner(image_layers=config.image.layers, text_layers=config.text.layers)
+    with torch.device("meta"):
+        model = CaptionModel(config)
+    return _filled(model, names, folder)
+
+
+def load_match_model(folder: Path, settings: Any) -> MatchModel:
+    """The module of a `BlipForImageTextRetrieval` folder, in fp32 on the CPU."""
+    config = med_config(settings)
+    names = layout.filter_(image_layers=config.image.layers, text_layers=config.text.layers)
+    with torch.device("meta"):
+        model = MatchModel(config)
+    return _filled(model, names, folder)
+
+
+def blip_settings(folder: Path) -> Any:
+    """A folder's `transformers.BlipConfig`, so that what config.json leaves out is as there."""
+    from transformers import BlipConfig
+
+    return BlipConfig.from_dict(checkpoint.read_json(folder / "config.json"))
+
+
+def med_config(settings: Any) -> MedConfig:
+    """Our sizes from transformers' `BlipConfig`.
+
+    Raises:
+        ModelError: The model uses an activation other than BLIP's.
+    """
+    image, text = settings.vision_config, settings.text_config
+    for part, activation in (("vision", image.hidden_act), ("text", text.hidden_act)):
+        if activation != "gelu":
+            raise ModelError(f"{part}_config.hidden_act is {activation!r}; BLIP's is 'gelu'")
+    return MedConfig(
+        image=VitConfig(
+            width=image.hidden_size,
+            layers=image.num_hidden_layers,
+            heads=image.num_attention_heads,
+            ffn=image.intermediate_size,
+            image_size=image.image_size,
+            patch_size=image.patch_size,
+            norm_eps=image.layer_norm_eps,
+        ),
+        text=TextConfig(
+            vocabulary=text.vocab_size,
+            width=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            ffn=text.intermediate_size,
+            max_tokens=text.max_position_embeddings,
+            image_width=image.hidden_size,
+            norm_eps=text.layer_norm_eps,
+        ),
+        embedding=settings.image_text_hidden_size,
+    )
+
+
+def _filled(model: Model, names: layout.Layout, folder: Path) -> Model:
+    state = names.collect(checkpoint.read_tensors(folder), str(folder))
+    checkpoint.fill(model, state, str(folder))
+    statistics = checkpoint.pixel_statistics(folder)
+    assert isinstance(model, CaptionModel | MatchModel)
+    model.vit.normalise_pixels(statistics.mean, statistics.std)
+    return model
+
+
+def _vocabulary(folder: Path, settings: Any) -> Vocabulary:
+    text = settings.text_config
+    return Vocabulary.load(
+        folder, start=text.bos_token_id, end=text.sep_token_id, size=text.vocab_size
+    )
+
+
+def _load_clip(
+    folder: Path,
+    identity: ModelIdentity,
+    config: ScoringConfig,
+    precision: Precision,
+    device: str | None,
+) -> ClipFilter:
+    if config.match_prob:
+        raise ModelError(
+            f"--filter {identity.source}: a CLIPModel has no match probability: set "
+            "scoring.match_prob to false and scoring.similarity to true (preset blip2)"
+        )
+    from transformers import CLIPModel, CLIPTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ModelError(
+            f"{folder}: has neither tokenizer.json nor vocab.json: save the checkpoint's "
+            "processor or tokenizer into the folder"
+        )
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    statistics = checkpoint.pixel_statistics(folder)
+    return ClipFilter(_place(model, precision, device), tokenizer, statistics, identity)
+
+
+def _place(model: Model, precision: Precision, device: str | None) -> Model:
+    """Move a model to where it works and freeze it there."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if precision == "auto":
+        precision = "bf16" if where.type == "cuda" else "fp32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return model.to(device=where, dtype=dtype).eval().requires_grad_(False)

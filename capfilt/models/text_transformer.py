@@ -1,0 +1,203 @@
+"""The text side of MED: one transformer, three modes, chosen at the call.
+
+| mode                   | self-attention                     | `image`   | first token |
+| ---------------------- | ---------------------------------- | --------- | ----------- |
+| unimodal encoder       | `Packed(...)`                      | None      | `[CLS]`     |
+| image-grounded encoder | `Packed(...)`                      | `Looking` | `[ENC]`     |
+| image-grounded decoder | `Packed(..., causal=True)`, `Cache` | `Looking` | `[DEC]` |
+
+One instance is one set of weights. Parts are separate modules so that two instances can share some
+of them: BLIP shares everything but self-attention between encoder and decoder, which is
+`decoder.layers[i].cross = encoder.layers[i].cross`, and so on (Table 3).
+
+Shapes: P packed tokens, B texts, D width, N images, T image tokens, Dv image width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capfilt.models.attention import Grid, ImageMemory, heads
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text transformer."""
+
+    vocabulary: int = 30524
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    max_tokens: int = 512
+    image_width: int = 768
+    norm_eps: float = 1e-12
+
+
+class SelfView(Protocol):
+    """Which tokens see each other: `Packed` or `Cache`."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What tokens see of their images."""
+
+    memory: ImageMemory
+    grid: Grid  # row i holds the tokens that look at image i
+
+
+class SelfAttention(nn.Module):
+    """Projections of self-attention; who sees whom is the caller's."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+
+class CrossAttention(nn.Module):
+    """Projections of cross-attention from text to image."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.image_width, 2 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn)
+        self.down = nn.Linear(config.ffn, config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.down(F.gelu(self.up(x))) + x)  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each normalised after it is added."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.attention = SelfAttention(config)
+        self.cross = CrossAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, own: SelfView, image: Looking | None, only: Tensor | None = None
+    ) -> Tensor:
+        """[P, D] -> [P, D]; or the rows `only`, for which alone `image.grid` then stands."""
+        mine = self.attention
+        context = own.attend(self.index, *mine.qkv(x).chunk(3, dim=-1))
+        if only is not None:
+            x, context = x[only], context[only]
+        x = mine.norm(mine.out(context) + x)
+        if image is not None:
+            cross = self.cross
+            context = image.memory.attend(self.index, cross.query(x), image.grid)
+            x = cross.norm(cross.out(context) + x)
+        return self.ffn(x)  # type: ignore[no-any-return]
+
+
+class TextTransformer(nn.Module):
+    """BERT with cross-attention in every layer.
+
+    Source: BLIP, arXiv:2201.12086, section 3.1.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.words = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.max_tokens, config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+
+    def remember(self, images: Tensor) -> ImageMemory:
+        """Project image states to every layer's keys and values, once for all texts.
+
+        Args:
+            images: [N, T, Dv], from the ViT.
+        """
+        keys, values = [], []
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            key, value = layer.cross.key_value(images).chunk(2, dim=-1)
+            # Contiguous per head: every later product reads it as it lies.
+            keys.append(heads(key, self.config.heads).contiguous())
+            values.append(heads(value, self.config.heads).contiguous())
+        return ImageMemory(tuple(keys), tuple(values))
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, own: SelfView, image: Looking | None = None
+    ) -> Tensor:
+        """Run all tokens through all layers.
+
+        Args:
+            ids: Token ids [P], text after text, ordered by image where there is one.
+            positions: Of each token in its text, [P].
+            own: Which tokens see each other.
+            image: What they see of images; None leaves cross-attention out.
+
+        Returns:
+            [P, D].
+        """
+        x = self.embed(ids, positions)
+        for layer in self.layers:
+            x = layer(x, own, image)
+        return x
+
+    def first_tokens(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        own: SelfView,
+        image: Looking | None = None,
+        first_looking: Looking | None = None,
+    ) -> Tensor:
+        """As `forward`, for the first token of every text alone, which saves most of a layer.
+
+        Args:
+            ids: [P].
+            positions: [P].
+            own: As in `forward`.
+            image: As in `forward`.
+            first_looking: The same memory, and a grid of one token per text.
+
+        Returns:
+            [B, D].
+        """
+        *layers, last = self.layers
+        x = self.embed(ids, positions)
+        for layer in layers:
+            x = layer(x, own, image)
+        return last(x, own, first_looking, only=(positions == 0).nonzero().squeeze(1))  # type: ignore[no-any-return]
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        return self.norm(self.words(ids) + self.positions(positions))  # type: ignore[no-any-return]
+
+
+class LanguageHead(nn.Module):
+    """Scores every token of the vocabulary; the output weights are the word embeddings."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """[P, D], word embeddings [V, D] -> logits [P, V]."""
+        return F.linear(self.norm(F.gelu(self.dense(x))), words, self.bias)
