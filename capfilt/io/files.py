@@ -104,8 +104,13 @@ def storage_errors(url: str, error: type[CapfiltError] = InputError) -> Iterator
         raise error(_describe(url, cause)) from cause
 
 
-def open_read(url: str) -> BinaryIO:
-    """Open a file for reading from its start to its end.
+def open_read(url: str, *, seekable: bool = False) -> BinaryIO:
+    """Open a file for reading.
+
+    Args:
+        url: The file.
+        seekable: Read parts of it in any order, as Parquet needs; else from start to end, which
+            is all that some web servers can do.
 
     Raises:
         InputError: The file is missing or cannot be reached.
@@ -114,7 +119,9 @@ def open_read(url: str) -> BinaryIO:
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
             return Path(path).open("rb")
-        return cast(BinaryIO, fs.open(path, "rb", block_size=_READ_BLOCK_BYTES))
+        as_stream = url.startswith(("http://", "https://")) and not seekable
+        block_size = 0 if as_stream else _READ_BLOCK_BYTES
+        return cast(BinaryIO, fs.open(path, "rb", block_size=block_size))
 
 
 def read_bytes(url: str) -> bytes:
@@ -126,6 +133,20 @@ def read_bytes(url: str) -> bytes:
     fs, path = _resolve(url)
     with storage_errors(url):
         return bytes(fs.cat_file(path))
+
+
+def digest(url: str) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file, read from its start to its end.
+
+    Raises:
+        InputError: The file is missing or cannot be reached.
+    """
+    size_bytes, sha256 = 0, hashlib.sha256()
+    with open_read(url) as file, storage_errors(url):
+        while chunk := file.read(2**20):
+            size_bytes += len(chunk)
+            sha256.update(chunk)
+    return size_bytes, sha256.hexdigest()
 
 
 def exists(url: str) -> bool:

@@ -16,7 +16,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from braceexpand import braceexpand
 
@@ -24,7 +24,12 @@ from capfilt.errors import InputError
 from capfilt.io import files, outputs
 from capfilt.io.files import Entry
 from capfilt.io.members import IMAGE_EXTS, split_name
+from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
+from capfilt.io.reader import read_samples
+from capfilt.record import Source
 from capfilt.shard import Form, InputShard, root_of, shard_id
+
+__all__ = ["Inputs", "find_shards", "human_shards", "read_samples"]
 
 _REQUESTS = 32  # in flight: listing and small reads are waiting for the store
 _FORMS = {".tar": Form.TAR, ".parquet": Form.PARQUET}
@@ -106,7 +111,7 @@ class _Folder:
 
 
 def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
-    """Find the shards of an input.
+    """Find the shards of an input. There may be none but unfinished ones.
 
     Args:
         url: A folder, a shard, a glob or a brace range; an fsspec URL or a local path.
@@ -128,9 +133,29 @@ def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
                 shards[shard.id] = shard
             else:
                 unfinished.append(shard.id)
-    if not shards:
-        raise InputError(f"{url}: none of its {len(unfinished)} shards is finished")
     return Inputs(tuple(shards.values()), tuple(unfinished))
+
+
+def human_shards(
+    url: str, images: str | None = None, *, per_shard: int = IMAGES_PER_SHARD
+) -> tuple[InputShard, ...]:
+    """Find human-made captions: shards like any input's, or a captions file (`capfilt.io.pairs`).
+
+    Args:
+        url: Anything `find_shards` takes, or the URL of a `.json`.
+        images: The folder that a captions file's image paths start from; None: where it lies.
+        per_shard: How many images of a captions file make one shard.
+
+    Returns:
+        Shards of source HUMAN whose ids start with `human/`.
+
+    Raises:
+        InputError: As `find_shards`, or the captions file is none.
+    """
+    if url.endswith(".json"):
+        return slice_pairs(url, images, per_shard)
+    found = find_shards(url).shards
+    return tuple(replace(shard, id=f"human/{shard.id}", source=Source.HUMAN) for shard in found)
 
 
 def _with_ids(place: str, shown: str) -> dict[str, _Found]:

@@ -111,7 +111,7 @@ def read_ledger(url: str, *, batch_size: int = _ROWS_PER_GROUP) -> Iterator[Any]
     Raises:
         InputError: The file is missing or no ledger.
     """
-    with files.open_read(url) as file:
+    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
         try:
             parquet = pq.ParquetFile(file)
             missing = set(SCHEMA.names) - set(parquet.schema_arrow.names)
@@ -128,7 +128,7 @@ def read_ledger_metadata(url: str) -> dict[str, str]:
     Raises:
         InputError: The file is missing or no Parquet file.
     """
-    with files.open_read(url) as file:
+    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
         try:
             metadata = pq.read_schema(file).metadata or {}
         except pa.ArrowException as error:

@@ -1,0 +1,289 @@
+"""Parquet shards, in and out: one row per sample, the image's bytes in a column.
+
+In: img2dataset's `parquet` form (a binary column `jpg`, `png` or `webp`) and what `datasets` writes
+(`image`, a struct of bytes and path). Out: small row groups, because a group with its images must
+fit into a reader's memory, and the metadata that lets `datasets` and its viewer show the images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.config import ImageConfig
+from capfilt.errors import InputError
+from capfilt.io import files
+from capfilt.io.fields import caption_fields, to_json, web_text_of
+from capfilt.io.members import IMAGE_EXTS, readable, texts_of
+from capfilt.record import Annotated, Reason, Sample
+from capfilt.shard import Form, InputShard
+
+_IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
+_CAPTION_COLUMNS = ("caption", "text", "txt")
+_ROWS_READ = 16  # at once: 1.6 MB of images of 100 KB
+_READ_BUFFER_BYTES = 8 * 2**20  # per column; without it a column's whole row group is read
+_ROWS_PER_GROUP = 128  # 13 MB of images of 100 KB
+_BYTES_PER_GROUP = 128 * 2**20  # fewer rows where images are large
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG", "png"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+)
+
+_CAPTION = pa.struct(
+    [
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("match_prob", pa.float32()),
+        ("similarity", pa.float32()),
+    ]
+)
+_EXTRA = pa.struct([("ext", pa.string()), ("data", pa.binary())])
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+    """The samples of a Parquet shard in its order, a few rows in memory at a time.
+
+    A row that img2dataset marks as failed is no sample. The metadata is every column but the
+    image, as Python values; nanoseconds as integers.
+
+    Raises:
+        InputError: The file is missing, damaged, or has no image column.
+    """
+    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
+        try:
+            parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
+            image_column = _image_column(parquet.schema_arrow)
+            if image_column is None:
+                raise InputError(
+                    f"{shard.url}: no image column: it needs bytes in one of "
+                    f"{', '.join(_IMAGE_COLUMNS)}, has {', '.join(parquet.schema_arrow.names)}"
+                )
+            row_number = 0
+            for batch in parquet.iter_batches(batch_size=_ROWS_READ):
+                yield from _samples(batch, image_column, row_number, shard, limits)
+                row_number += batch.num_rows
+        except (pa.ArrowException, ValueError) as error:  # ValueError: also of broken UTF-8
+            raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
+
+
+def _samples(
+    batch: Any, image_column: str, row_number: int, shard: InputShard, limits: ImageConfig
+) -> Iterator[Sample]:
+    columns = {name: _values(batch.column(name)) for name in batch.schema.names}
+    images = columns.pop(image_column)
+    caption_column = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+    raw_captions = _raw_texts(batch.column(caption_column)) if caption_column else None
+    for i, value in enumerate(images):
+        metadata = {name: column[i] for name, column in columns.items()}
+        image, ext = _image(value, image_column)
+        if image is None and metadata.get("status", "success") != "success":
+            continue
+        problem = None
+        if image is None:
+            problem = Reason.NO_IMAGE
+        elif len(image) > limits.max_bytes:
+            image, problem = None, Reason.IMAGE_TOO_LARGE
+        yield Sample(
+            _key(metadata.get("key"), row_number + i),
+            image,
+            ext,
+            texts_of(raw_captions[i] if raw_captions else None, shard.source),
+            metadata,
+            problem=problem,
+        )
+
+
+def _key(value: Any, row: int) -> str:
+    if value is None:
+        return f"{row:09d}"
+    return readable(value)[0] if isinstance(value, bytes) else str(value)
+
+
+def _image_column(schema: Any) -> str | None:
+    for name in _IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
+                return name
+            if _is_binary(kind):
+                return name
+    return None
+
+
+def _image(value: Any, column: str) -> tuple[bytes | None, str]:
+    path = None
+    if isinstance(value, Mapping):
+        value, path = value.get("bytes"), value.get("path")
+    if column != "image":
+        return value, column
+    if value is not None:
+        for signature, ext in _SIGNATURES:
+            if value.startswith(signature):
+                return value, ext
+        if value[:4] == b"RIFF" and value[8:12] == b"WEBP":
+            return value, "webp"
+    suffix = Path(path or "").suffix.removeprefix(".").lower()
+    return value, suffix if suffix in IMAGE_EXTS else "jpg"
+
+
+def _values(column: Any) -> list[Any]:
+    kind = column.type
+    if pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns":
+        column = column.cast(pa.int64())  # Python's own times end at microseconds
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [raw if raw is None else readable(raw)[0] for raw in _raw_texts(column)]
+
+
+def _raw_texts(column: Any) -> list[Any]:
+    """Texts as bytes: Arrow does not check that a string column is UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return list(column.to_pylist())
+
+
+def _is_binary(kind: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    )
+
+
+class ParquetWriter:
+    """Writes kept samples as a Parquet shard that `datasets` opens with images. Same samples, same
+    bytes.
+
+    Columns: key, image, caption, captions, web_text; then, from a Parquet input, its own columns in
+    their own types, and from any other input `json` with the original fields and `extras` with
+    what else lay beside the image.
+    """
+
+    def __init__(
+        self, file: Path | BinaryIO, *, images: bool = True, input_schema: Any = None
+    ) -> None:
+        """Begin a shard.
+
+        Args:
+            file: A local path or an open file.
+            images: Whether to write images, and what else the input had beside texts.
+            input_schema: The Arrow schema of a Parquet input; None for other inputs.
+        """
+        self._images = images
+        self._plain = input_schema is None
+        self._columns = _input_columns(input_schema)
+        self._schema = _output_schema(input_schema, self._columns, images=images)
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._writer = pq.ParquetWriter(
+            str(file) if isinstance(file, Path) else file,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+        )
+
+    def write(self, annotated: Annotated) -> None:
+        """Add a sample that keeps at least one text."""
+        sample = annotated.sample
+        row = {name: sample.metadata.get(column) for name, column in self._columns.items()}
+        row["key"] = sample.key
+        row["image"] = {"bytes": sample.image, "path": f"{sample.key}.{sample.image_ext}"}
+        row["caption"] = annotated.kept[0].content
+        row["captions"] = [caption_fields(text) for text in annotated.kept]
+        row["web_text"] = web_text_of(annotated)
+        if self._plain:
+            row["json"] = to_json(sample.metadata)
+            row["extras"] = [{"ext": e, "data": data} for e, data in sorted(sample.extras.items())]
+        self._rows.append(row)
+        self._bytes += len(sample.image or b"") + sum(map(len, sample.extras.values()))
+        if len(self._rows) == _ROWS_PER_GROUP or self._bytes >= _BYTES_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrays = [
+            pa.array([row[field.name] for row in self._rows], type=field.type)
+            for field in self._schema
+        ]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+    def close(self) -> None:
+        """Write what is left and the file's footer."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def __enter__(self) -> ParquetWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def input_schema(shard: InputShard) -> Any:
+    """The Arrow schema of a Parquet input shard; None for other forms.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    if shard.form is not Form.PARQUET:
+        return None
+    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
+        try:
+            return pq.read_schema(file)
+        except (pa.ArrowException, ValueError) as error:
+            raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
+
+
+def _input_columns(schema: Any) -> dict[str, str]:
+    """The input's own columns by their names in the output, where ours may be in the way.
+
+    Its key and image are ours as well, and its `caption` is our `web_text`.
+    """
+    if schema is None:
+        return {}
+    ours = {"image", "captions", "web_text"}
+    image = _image_column(schema)
+    own = [name for name in schema.names if name not in ("key", "caption", image)]
+    return {f"input_{name}" if name in ours else name: name for name in own}
+
+
+def _output_schema(schema: Any, columns: Mapping[str, str], *, images: bool) -> Any:
+    fields = [pa.field("key", pa.string())]
+    if images:
+        fields.append(pa.field("image", _IMAGE))
+    fields += [
+        pa.field("caption", pa.string()),
+        pa.field("captions", pa.list_(_CAPTION)),
+        pa.field("web_text", pa.string()),
+    ]
+    if schema is None:
+        fields.append(pa.field("json", pa.string()))
+        if images:
+            fields.append(pa.field("extras", pa.list_(_EXTRA)))
+    else:
+        fields += [pa.field(name, schema.field(own).type) for name, own in columns.items()]
+    if not images:
+        return pa.schema(fields)
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    return pa.schema(fields, metadata={"huggingface": json.dumps(features)})

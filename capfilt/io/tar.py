@@ -1,0 +1,177 @@
+"""WebDataset tars, in and out, as streams over file objects that we open.
+
+The standard library's `tarfile` and not webdataset itself: webdataset runs a shell for some URLs,
+imports torch, drops members, and ends a truncated tar without a word. What is written here is what
+its `TarWriter(mtime=0)` writes, and it is read by the same naming rule.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from capfilt.config import ImageConfig
+from capfilt.errors import InputError
+from capfilt.io import files
+from capfilt.io.fields import output_json
+from capfilt.io.members import Members, readable, split_name
+from capfilt.record import Annotated, Sample
+from capfilt.shard import InputShard
+
+_CHUNK_BYTES = 2**20
+_END_BYTES = 2 * tarfile.BLOCKSIZE  # two blocks of zeros end an archive
+
+
+def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+    """The samples of a WebDataset tar in its order; one sample in memory at a time.
+
+    Links, folders, devices, hidden files and names without a dot are no members of a sample.
+
+    Raises:
+        InputError: The tar is missing, truncated or damaged. Samples before the damage were given.
+    """
+    with files.open_read(shard.url) as file:
+        stream = _Stream(file, shard.url)
+        try:
+            yield from _samples(stream, shard, limits)
+        except (tarfile.TarError, ValueError, EOFError) as error:
+            raise InputError(f"{shard.url}: a truncated or damaged tar ({error})") from error
+
+
+def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK_BYTES) as tar:
+        open_sample: Members | None = None
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+            if not member.isfile() or member.issparse():
+                continue
+            parts = split_name(member.name)
+            if parts is None:
+                continue
+            key, ext = readable(parts[0])[0], parts[1]
+            if open_sample is None or key != open_sample.key:
+                if open_sample is not None:
+                    yield open_sample.sample()
+                open_sample = Members(key, limits, shard.source)
+            if open_sample.wants(ext, member.size):
+                content = tar.extractfile(member)
+                assert content is not None  # it is a file
+                open_sample.add(ext, content.read())
+        stream.check_end(tar.offset)
+        if open_sample is not None:
+            yield open_sample.sample()
+
+
+class _Stream(io.RawIOBase):
+    """A file on its way to tarfile, which ends silently where a header is cut or damaged.
+
+    So the end is checked here: after the last member there must be two blocks of zeros and nothing
+    else. Measuring on the way costs a scan of each chunk and no second request.
+    """
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self._file = file
+        self._url = url
+        self._size_bytes = 0
+        self._data_bytes = 0  # up to and with the last byte that is not zero
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, fewer only at the end of the file."""
+        with files.storage_errors(self._url):
+            chunk = self._file.read(size)
+        data = len(chunk.rstrip(b"\0"))
+        if data:
+            self._data_bytes = self._size_bytes + data
+        self._size_bytes += len(chunk)
+        return chunk
+
+    def check_end(self, offset: int) -> None:
+        """Check that the archive ends at `offset`, where tarfile found no further member.
+
+        Raises:
+            InputError: It does not: members are missing or damaged.
+        """
+        while self.read(_CHUNK_BYTES):
+            pass
+        if self._data_bytes > offset:
+            raise InputError(f"{self._url}: a damaged tar: no valid header at byte {offset}")
+        if self._size_bytes < offset + _END_BYTES:
+            raise InputError(
+                f"{self._url}: a truncated tar: it stops at byte {self._size_bytes} without an "
+                "end-of-archive block; download it again"
+            )
+
+
+class TarWriter:
+    """Writes kept samples as a WebDataset tar. Same samples, same bytes.
+
+    A sample is its original image, `.txt` with the first kept text, `.json` with every original
+    field, all kept texts and scores, and what else the input had.
+    """
+
+    def __init__(self, file: Path | BinaryIO, *, images: bool = True) -> None:
+        """Begin a tar.
+
+        Args:
+            file: A local path or an open file.
+            images: Whether to write images, and what else the input had beside texts.
+        """
+        self._own = file.open("wb") if isinstance(file, Path) else None
+        self._images = images
+        fileobj = self._own if isinstance(file, Path) else file
+        self._tar = tarfile.open(  # noqa: SIM115  closed by close()
+            fileobj=fileobj, mode="w|", format=tarfile.PAX_FORMAT
+        )
+
+    def write(self, annotated: Annotated) -> None:
+        """Add a sample that keeps at least one text."""
+        sample = annotated.sample
+        members = dict(sample.extras) if self._images else {}
+        if self._images and sample.image is not None:
+            members[sample.image_ext] = sample.image
+        text = annotated.kept[0].content
+        assert text is not None  # a text without content is never kept
+        members["txt"] = text.encode()
+        members["json"] = output_json(annotated).encode()
+        for ext in sorted(members):
+            self._add(f"{tar_key(sample.key)}.{ext}", members[ext])
+
+    def _add(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        member.mtime = 0  # an int: a float would be written as an extra header
+        member.mode = 0o444
+        self._tar.addfile(member, io.BytesIO(data))
+
+    def close(self) -> None:
+        """Write the end of the archive."""
+        self._tar.close()
+        if self._own is not None:
+            self._own.close()
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def tar_key(key: str) -> str:
+    """A key as a tar can hold it: readers end a key at the first dot of its base name.
+
+    Only keys from elsewhere have one (a Parquet `key` column, a captions file).
+
+    >>> tar_key("v1.0/photo.001")
+    'v1.0/photo%2E001'
+    """
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + base.replace(".", "%2E")
