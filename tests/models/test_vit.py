@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
+
+from capfilt.models.load import blip_settings, load_caption_model
+from capfilt.models.vit import ViT, resize_positions
+from tests.models.conftest import make_images, normalised
+
+
+def tower(folder: Path) -> ViT:
+    return load_caption_model(folder, blip_settings(folder)).vit
+
+
+@torch.inference_mode()
+def test_vit_on_bytes_gives_transformers_states(
+    captioner_folder: Path, hf_captioner: BlipForConditionalGeneration
+) -> None:
+    images = make_images(5)  # an odd number: the last chunk on a CPU has one image
+    expected = hf_captioner.vision_model(normalised(images)).last_hidden_state
+    assert expected.std() > 0.5
+    torch.testing.assert_close(tower(captioner_folder)(images), expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_vit_with_other_pixel_statistics_gives_transformers_states(
+    captioner_folder: Path, hf_captioner: BlipForConditionalGeneration
+) -> None:
+    mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.9)
+    images = make_images(2)
+    processor = BlipImageProcessorPil(do_resize=False, image_mean=mean, image_std=std)
+    pixels = processor(list(images), return_tensors="pt").pixel_values
+    vit = tower(captioner_folder)
+    vit.normalise_pixels(mean, std)
+    expected = hf_captioner.vision_model(pixels).last_hidden_state
+    torch.testing.assert_close(vit(images), expected, atol=1e-4, rtol=0)
+
+
+def test_resize_positions_to_more_patches_is_transformers_interpolation(
+    hf_captioner: BlipForConditionalGeneration,
+) -> None:
+    embeddings = hf_captioner.vision_model.embeddings  # 4 x 4 patches of 8 pixels
+    tokens = torch.zeros(1, 7 * 7 + 1, 80)
+    expected: Tensor = embeddings.interpolate_pos_encoding(tokens, 56, 56)
+    resized = resize_positions(embeddings.position_embedding, 7)
+    torch.testing.assert_close(resized, expected)
+    assert torch.equal(resized[:, :1], embeddings.position_embedding[:, :1])
+
+
+def test_resize_positions_to_same_patches_changes_nothing() -> None:
+    positions = torch.randn(1, 17, 8)
+    assert torch.equal(resize_positions(positions, 4), positions)
