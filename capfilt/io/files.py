@@ -7,6 +7,7 @@ and published whole: a reader meets the complete file or none, whenever a writer
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import stat
@@ -414,8 +415,11 @@ def _entry(detail: dict[str, Any], url: str, name: str) -> Entry:
     version = ""
     for field in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
         if detail.get(field):
+            value = detail[field]
+            if isinstance(value, datetime.datetime):  # some listings have it as a number
+                value = value.timestamp()
             kind = "etag" if field.lower() == "etag" else "mtime"
-            version = f"{kind}:{str(detail[field]).strip(chr(34))}"
+            version = f"{kind}:{str(value).strip(chr(34))}"
             break
     is_folder = detail["type"] == "directory"
     return Entry(url, name, is_folder, int(detail.get("size") or 0), version)
