@@ -1,8 +1,4 @@
-"""Small random checkpoints, made on the spot and saved by transformers with their processors.
-
-Their outputs mean nothing but differ from image to image and text to text, captions end at varied
-lengths and match probabilities spread over [0, 1], so a mix-up of samples, tokens or heads shows.
-"""
+"""Small random checkpoints for tests: the demo's BLIPs, and a CLIP."""
 
 from __future__ import annotations
 
@@ -10,15 +6,8 @@ import string
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import (
     BertTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
-    BlipImageProcessorPil,
-    BlipProcessor,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -26,58 +15,26 @@ from transformers import (
     CLIPTokenizer,
 )
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = """
-    a an the picture photo image of in on at with and two three dog cat bird horse man woman
-    child people car bus train boat plane bike tree grass water sky snow street house room table
-    chair red blue green white black big small old young sitting standing running walking eating
-    looking next to front behind under over is are it this for sale free shipping click here buy
-    now
-"""
+from capfilt.demo import tiny
+from capfilt.demo.tiny import SPECIAL, tokenizer
+
+__all__ = ["SPECIAL", "make_captioner", "make_clip", "make_filter", "tokenizer"]
 
 
-def vocabulary() -> dict[str, int]:
-    """A WordPiece vocabulary that spells anything in ASCII."""
-    pieces = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-    tails = [f"##{piece}" for piece in [*string.ascii_lowercase, *string.digits, "ing", "s", "ed"]]
-    tokens = dict.fromkeys([*SPECIAL, *pieces, *tails, *WORDS.split()])
-    return {token: index for index, token in enumerate(tokens)}
+def make_captioner(folder: Path, *, vocabulary: Path | None = None, **options: Any) -> Path:
+    """As `tiny.make_captioner`; `vocabulary` is the folder of a BERT tokenizer to use."""
+    return tiny.make_captioner(folder, names=_names(vocabulary), **options)
 
 
-def tokenizer() -> BertTokenizer:
-    """A BLIP tokenizer: BERT's with `[DEC]` and `[ENC]` added at the end."""
-    made = BertTokenizer(vocab=vocabulary())
-    made.add_special_tokens({"bos_token": "[DEC]"})
-    made.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    return made
+def make_filter(folder: Path, *, vocabulary: Path | None = None, **options: Any) -> Path:
+    """As `tiny.make_filter`; `vocabulary` is the folder of a BERT tokenizer to use."""
+    return tiny.make_filter(folder, names=_names(vocabulary), **options)
 
 
-def make_captioner(folder: Path, *, seed: int = 0, **sizes: Any) -> Path:
-    """Save a small `BlipForConditionalGeneration` under `folder`.
-
-    Args:
-        folder: Made if absent.
-        seed: Of the weights.
-        sizes: See `blip_config`.
-    """
-    model = BlipForConditionalGeneration(blip_config(**sizes))
-    _randomise(model, seed)
-    bias = model.text_decoder.cls.predictions.decoder.bias
-    names = tokenizer()
-    with torch.no_grad():
-        # Ends now and then; no caption is emptied by tokens that decoding or normalising skips.
-        bias[names.convert_tokens_to_ids([*SPECIAL, "[DEC]", "[ENC]", *string.punctuation])] = -20.0
-        bias[names.sep_token_id] = 3.0
-    return _save_blip(model, folder)
-
-
-def make_filter(folder: Path, *, seed: int = 4, **sizes: Any) -> Path:
-    """Save a small `BlipForImageTextRetrieval` under `folder`; arguments as `make_captioner`."""
-    model = BlipForImageTextRetrieval(blip_config(**sizes))
-    _randomise(model, seed)
-    with torch.no_grad():
-        model.itm_head.weight.mul_(4)
-    return _save_blip(model, folder)
+def _names(vocabulary: Path | None) -> BertTokenizer | None:
+    if vocabulary is None:
+        return None
+    return tiny.add_blip_tokens(BertTokenizer.from_pretrained(vocabulary))
 
 
 def make_clip(folder: Path, *, seed: int = 2, image_size: int = 32, hidden: int = 64) -> Path:
@@ -104,58 +61,9 @@ def make_clip(folder: Path, *, seed: int = 2, image_size: int = 32, hidden: int 
         projection_dim=hidden // 2,
     )
     model = CLIPModel(config)
-    _randomise(model, seed)
+    tiny.randomise(model, seed)
     size = {"shortest_edge": image_size}
     crop = {"height": image_size, "width": image_size}
     model.save_pretrained(folder)
     CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=crop), names).save_pretrained(folder)
-    return folder
-
-
-def blip_config(
-    *, image_size: int = 32, patch_size: int = 8, hidden: int = 64, layers: int = 2, heads: int = 4
-) -> BlipConfig:
-    """A small BLIP; the image tower is wider than the text, as in BLIP-large."""
-    names = tokenizer()
-    return BlipConfig(
-        text_config={
-            "vocab_size": len(names),
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "max_position_embeddings": 64,
-            "bos_token_id": names.bos_token_id,
-            "sep_token_id": names.sep_token_id,
-            "pad_token_id": names.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": hidden + 16,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-        },
-        image_text_hidden_size=hidden // 2,
-    )
-
-
-def _randomise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter from N(0, 0.15), norms from N(1, 0.15): no two tensors are alike.
-
-    transformers' own initialisation gives one text for all images.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    norms = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm)}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if id(parameter) in norms else 0.0, 0.15, generator=generator)
-
-
-def _save_blip(model: Any, folder: Path) -> Path:
-    side = model.config.vision_config.image_size
-    processor = BlipImageProcessorPil(size={"height": side, "width": side})
-    model.save_pretrained(folder)
-    BlipProcessor(processor, tokenizer()).save_pretrained(folder)
     return folder
