@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 SAMPLES_PER_SHARD = 4
 
 
-def stub_worker(task: Task) -> Worker:
-    """A worker whose models answer at once."""
+def stub_worker(task: Task, cpus: int) -> Worker:
+    """A worker whose models answer at once, whatever the cores."""
     from capfilt.models.images import PixelSpec
     from capfilt.record import Score
     from capfilt.run.worker import Worker

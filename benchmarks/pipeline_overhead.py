@@ -1,6 +1,6 @@
 """How much of the models' own speed a run keeps: one worker on one shard against a bare loop.
 
-    python benchmarks/pipeline_overhead.py [--images 1000] [--batch-size 32] [--json]
+    python benchmarks/pipeline_overhead.py [--images 1000] [--batch-size 8] [--json]
 
 The bare loop calls the same captioner and filter on tensors that are in memory already. The run
 reads a tar, decodes, resizes, captions, scores, judges, writes tar and ledger, hashes, publishes
@@ -13,21 +13,25 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import statistics
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from capfilt.demo.tiny import make_tiny
 from PIL import Image
 
 from capfilt.config import resolve
-from capfilt.io.inputs import find_shards, read_samples
+from capfilt.demo.tiny import make_tiny
+from capfilt.io.inputs import find_shards
+from capfilt.io.reader import read_samples
 from capfilt.models import images
+from capfilt.run.flow import in_order
 from capfilt.run.job import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
@@ -48,21 +52,28 @@ def make_shard(path: Path, count: int) -> None:
                 tar.addfile(member, io.BytesIO(content))
 
 
-def bare_loop(
-    worker: Worker, batches: list[tuple[list[torch.Tensor], list[str], list[str]]]
-) -> float:
-    """Seconds for caption and score alone."""
-    captioner, filter_ = worker.captioner, worker.filter
+Batch = tuple[list[torch.Tensor], list[str], list[str]]  # pixels, keys, web texts
+
+
+def bare_loop(worker: Worker, batches: list[Batch], cpus: int) -> float:
+    """Seconds for caption and score alone, on as many cores as the run has."""
+    captioner, filter_ = worker.annotator.captioner, worker.annotator.filter
     assert captioner is not None
     assert filter_ is not None
-    started = time.monotonic()
-    for pixels, keys, texts in batches:
+
+    def both(batch: Batch) -> None:
+        pixels, keys, texts = batch
         captions = captioner.caption(pixels, keys)
         filter_.score(pixels, [[text, *of] for text, of in zip(texts, captions, strict=True)])
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(cpus) as pool:
+        for _ in in_order(pool, both, batches, most=cpus + 1):
+            pass
     return time.monotonic() - started
 
 
-def measure(count: int, batch_size: int, repeats: int) -> dict[str, Any]:
+def measure(count: int, batch_size: int, cpus: int, repeats: int) -> dict[str, Any]:
     """Run both in turns and compare."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -74,31 +85,28 @@ def measure(count: int, batch_size: int, repeats: int) -> dict[str, Any]:
             overrides=[f"compute.batch_size={batch_size}"],
         )
         task = Task(config, inspect_models(config), str(root / "out"))
-        worker = Worker.load(task)
-        assert worker.captioner is not None
+        worker = Worker.load(task, cpus=cpus)
+        spec = worker.annotator.specs[0]
         [shard] = find_shards(str(root / "web")).shards
         samples = list(read_samples(shard, config.images))
         batches = []
         for first in range(0, count, batch_size):
             part = samples[first : first + batch_size]
-            pixels = [
-                images.fit(images.decode(s.image or b"", config.images), worker.captioner.pixels)
-                for s in part
-            ]
+            pixels = [images.fit(images.decode(s.image or b"", config.images), spec) for s in part]
             batches.append(
                 (pixels, [s.key for s in part], [s.texts[0].content or "" for s in part])
             )
-        bare_loop(worker, batches[:2])  # warm-up
+        bare_loop(worker, batches[:4], cpus)  # warm-up
         bare, run = [], []
         for attempt in range(repeats):
-            bare.append(count / bare_loop(worker, batches))
+            bare.append(count / bare_loop(worker, batches, cpus))
             started = time.monotonic()
             worker.process(shard, attempt=str(attempt), redo=attempt > 0)
             run.append(count / (time.monotonic() - started))
     return {
         "images": count,
         "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
+        "cpus": cpus,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "bare_images_per_s": statistics.median(bare),
         "run_images_per_s": statistics.median(run),
@@ -110,11 +118,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--cpus", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.images, arguments.batch_size, arguments.repeats)
+    found = measure(arguments.images, arguments.batch_size, arguments.cpus, arguments.repeats)
     if arguments.json:
         print(json.dumps(found))
     else:

@@ -200,6 +200,72 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def ingest(
+    urls: Annotated[
+        str, typer.Argument(metavar="URLS", help="A parquet, csv or tsv of image URLs and captions.")
+    ],
+    output_url: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Folder of the img2dataset shards.")
+    ],
+    url_column: Annotated[
+        str | None, typer.Option(help="Column of the URLs; default: url, URL.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of the texts; default: caption, TEXT, text, ...")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="webdataset, parquet or files.")
+    ] = "webdataset",
+    image_size: Annotated[
+        int, typer.Option(help="Larger images are shrunk until their shorter edge is this.")
+    ] = 384,
+    samples_per_shard: Annotated[int, typer.Option(help="URLs per shard.")] = 10_000,
+    processes: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
+    threads: Annotated[int, typer.Option(help="Downloads at once, per process.")] = 32,
+    timeout_s: Annotated[int, typer.Option("--timeout", help="Seconds per request.")] = 10,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-hosts",
+            help="Also fetch from private, loopback and link-local hosts (your own lists only).",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Download URLS with img2dataset, with defaults that suit CapFilt; run it again to resume."""
+    from capfilt.ingest import ingest as download
+    from capfilt.run.show import ingested_text
+
+    found = download(
+        urls,
+        output_url,
+        url_column=url_column,
+        caption_column=caption_column,
+        format=format_,
+        image_size=image_size,
+        samples_per_shard=samples_per_shard,
+        processes=processes,
+        threads=threads,
+        timeout_s=timeout_s,
+        allow_private_hosts=allow_private_hosts,
+    )
+    _print(found.to_dict() if as_json else ingested_text(found))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything goes; made if absent.")] = Path(
+        "demo-output"
+    ),
+    pictures: Annotated[int, typer.Option(help="How many.")] = 200,
+) -> None:
+    """Make pictures, serve them, ingest, caption and filter them: every part at work, untrained."""
+    from capfilt.demo.demo import demo as run_demo
+
+    run_demo(folder, pictures)
+
+
 def _read_config(path: Path | None) -> str:
     from capfilt.errors import ConfigError
 

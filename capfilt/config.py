@@ -139,13 +139,13 @@ class OutputConfig:
 class ComputeConfig:
     """How the hardware is used. Of these, only `precision` can change a result."""
 
-    batch_size: int = 64
+    batch_size: int = 0  # images; 0: 64 on CUDA, 8 on a CPU core
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     decode_threads: int = 0  # image decoding threads per worker; 0: from the cores at hand
     max_attempts: int = 3  # per shard, before it is recorded as failed
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"batch_size must be at least 1, is {self.batch_size}")
+        _check(self.batch_size >= 0, "batch_size must be 0 (automatic) or more")
         _check(self.decode_threads >= 0, "decode_threads must be 0 (automatic) or more")
         _check(self.max_attempts >= 1, f"max_attempts must be at least 1, is {self.max_attempts}")
 

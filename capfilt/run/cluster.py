@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 IN_FLIGHT = 2  # shards per worker: one in the models, one being read or published
 MAX_FAILED_STARTS = 3  # workers in a row that die before their models are loaded
 
+LoadWorker = Callable[[Task, int], "Worker"]  # by task and CPU cores
+
 log = logging.getLogger("capfilt")
 
 
@@ -52,8 +54,8 @@ class WorkerDiedError(CapfiltError):
 class Actor:
     """A `Worker` as Ray sees it. Loading is a call, so that its error arrives whole."""
 
-    def load(self, task: Task, load_worker: Callable[[Task], Worker]) -> None:
-        self._worker = load_worker(task)
+    def load(self, task: Task, load_worker: LoadWorker, cpus: int) -> None:
+        self._worker = load_worker(task, cpus)
 
     def process(self, shard: InputShard, attempt: str, redo: bool) -> Commit:
         return self._worker.process(shard, attempt=attempt, redo=redo)
@@ -62,10 +64,10 @@ class Actor:
         return self._worker.in_flight()
 
 
-def _load_worker(task: Task) -> Worker:
+def _load_worker(task: Task, cpus: int) -> Worker:
     from capfilt.run.worker import Worker  # here: it brings torch, which a driver does without
 
-    return Worker.load(task)
+    return Worker.load(task, cpus=cpus)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Resources:
 
     workers: int
     gpus: float  # per worker, fractions allowed below 1
-    cpus: float  # per worker; a CPU worker's models use all of them
+    cpus: float  # per worker; a CPU worker's models use each
 
 
 def connect(address: str | None) -> None:
@@ -154,9 +156,7 @@ class _Slot:
 class ClusterEngine:
     """Drives actors with `ray.wait`; replaces those that die."""
 
-    def __init__(
-        self, task: Task, needs: Resources, load_worker: Callable[[Task], Worker] | None = None
-    ) -> None:
+    def __init__(self, task: Task, needs: Resources, load_worker: LoadWorker | None = None) -> None:
         self._task = task
         self._load_worker = load_worker or _load_worker
         self._needs = needs
@@ -195,9 +195,8 @@ class ClusterEngine:
             self._slots.clear()
 
     def _start(self) -> _Slot:
-        env = {"OMP_NUM_THREADS": str(int(self._needs.cpus))}
-        if not self._needs.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset, which would mean every GPU
+        # Ray leaves it unset for an actor without GPUs, which would mean every GPU.
+        env = {} if self._needs.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         actor = (
             ray.remote(Actor)
             .options(
@@ -209,7 +208,7 @@ class ClusterEngine:
             )
             .remote()
         )
-        return _Slot(actor, actor.load.remote(self._task, self._load_worker))
+        return _Slot(actor, actor.load.remote(self._task, self._load_worker, int(self._needs.cpus)))
 
     def _assign(self) -> bool:
         """Give every worker what it can take; False when nothing is left to do or to wait for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ class LocalEngine:
 
     @classmethod
     def load(cls, task: Task) -> LocalEngine:
-        return cls(Worker.load(task), task)
+        return cls(Worker.load(task, cpus=len(os.sched_getaffinity(0))), task)
 
     def in_flight(self) -> Tally:
         return self._worker.in_flight()

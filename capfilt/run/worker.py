@@ -1,111 +1,91 @@
 """One worker: takes an input shard, leaves its data, ledger and commit. No Ray.
 
-    read -> decode (threads) -> batch --queue--> caption -> score -> judge --thread--> write ->
-    publish
+    read -> decode (pool) -> batch --thread--> annotate (pool) -> write (thread) -> publish
 
-Reading and decoding run ahead of the models by `AHEAD` batches and writing trails them by one, so
-the models never wait. `process` may be called from two threads at once: the models take one batch
-at a time, so while one shard is in its models the next is being read, and the last one is being
-published. A worker holds a few batches of images per shard in flight, whatever the shard's size.
+Reading and decoding run ahead of the models and writing trails them, so the models never wait.
+`process` may be called from two threads at once: while the models have one shard, the next is being
+read and the last one published. A worker holds a few batches per shard in flight, whatever the
+shard's size.
+
+On a GPU the models take one batch at a time. On a CPU they take one per core, each computed by a
+single thread: that is faster than sharing every operation among the cores, and a result does not
+depend on how many cores there are.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from capfilt.config import SelectionConfig
 from capfilt.errors import ModelError
 from capfilt.io import files, outputs
-from capfilt.io.commits import (
-    Commit,
-    InputRecord,
-    OutputRecord,
-    remove_commit,
-    write_commit,
-)
-from capfilt.io.inputs import read_samples
+from capfilt.io.commits import Commit, InputRecord, OutputRecord, remove_commit, write_commit
 from capfilt.io.ledger import LedgerWriter
-from capfilt.io.writer import open_writer
+from capfilt.io.reader import read_samples
+from capfilt.io.writer import DataWriter, open_writer
 from capfilt.models import images
-from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Score, Source, Text, Verdict
+from capfilt.record import Annotated, ModelIdentity, Sample, Verdict
+from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter
+from capfilt.run.flow import ahead, in_order
 from capfilt.run.task import Task
-from capfilt.selection import judge
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
-from capfilt.text import normalise
 
-AHEAD = 2  # decoded batches that wait for the models, per shard in flight
-
-Item = TypeVar("Item")
-Pixels = Mapping[images.PixelSpec, torch.Tensor]  # per model's need, uint8 [3, size, size]
-
-
-class Captioner(Protocol):
-    """Makes captions; see `capfilt.models.captioner`."""
-
-    pixels: images.PixelSpec
-    identity: ModelIdentity
-
-    def caption(
-        self, pixels: Sequence[torch.Tensor], keys: Sequence[str]
-    ) -> list[tuple[str, ...]]: ...
-
-
-class Filter(Protocol):
-    """Scores texts; see `capfilt.models.filter`."""
-
-    pixels: images.PixelSpec
-    identity: ModelIdentity
-
-    def score(
-        self, pixels: Sequence[torch.Tensor], texts: Sequence[Sequence[str]]
-    ) -> list[list[Score]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A sample and what the models see of its image; none when it failed or nothing looks."""
-
-    sample: Sample
-    pixels: Pixels
+BATCHES_AHEAD = 2  # decoded batches that wait for the models, per shard in flight
+CUDA_BATCH, CPU_BATCH = 64, 8  # images, where the config leaves it open
 
 
 class Worker:
     """Captioner, filter and the threads around them."""
 
-    def __init__(self, task: Task, captioner: Captioner | None, filter_: Filter | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        captioner: Captioner | None,
+        filter_: Filter | None,
+        *,
+        batches_at_once: int = 1,
+    ) -> None:
+        """Hold loaded models.
+
+        Args:
+            task: The run's work order.
+            captioner: None when it is off.
+            filter_: None when it is off.
+            batches_at_once: How many batches the models take side by side.
+        """
         self.task = task
-        self.captioner = captioner
-        self.filter = filter_
-        self._specs = tuple({model.pixels for model in (captioner, filter_) if model is not None})
-        self._models_lock = threading.Lock()
-        threads = task.config.compute.decode_threads or min(8, len(os.sched_getaffinity(0)))
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._in_flight: dict[str, Tally] = {}
-        self._in_flight_lock = threading.Lock()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.annotator = Annotator(task.config, captioner, filter_)
+        compute = task.config.compute
+        cuda = torch.cuda.is_available()
+        self._batch_size = compute.batch_size or (CUDA_BATCH if cuda else CPU_BATCH)
+        self._batches_at_once = batches_at_once
+        self._models = ThreadPoolExecutor(batches_at_once, thread_name_prefix="models")
+        threads = compute.decode_threads or min(8, len(os.sched_getaffinity(0)))
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._tallies: dict[str, Tally] = {}  # of the shards in flight
+        self._lock = threading.Lock()  # `in_flight` reads them from another thread
 
     @classmethod
-    def load(cls, task: Task) -> Worker:
-        """Load the task's models onto this process's device.
+    def load(cls, task: Task, *, cpus: int) -> Worker:
+        """Load the task's models onto this process's GPU, or else for this many CPU cores.
 
         Raises:
             ModelError: A checkpoint cannot be loaded, or is not the one that the driver saw.
         """
         from capfilt.models.load import load_captioner, load_filter
 
+        torch.set_num_threads(1)
         config = task.config
         precision = config.compute.precision
         captioner = filter_ = None
@@ -117,7 +97,8 @@ class Worker:
         if "filter" in task.models:
             filter_ = load_filter(config.filter, config.scoring, precision=precision)
             _check_same("filter", filter_.identity, task.models["filter"])
-        return cls(task, captioner, filter_)
+        at_once = 1 if torch.cuda.is_available() else cpus
+        return cls(task, captioner, filter_, batches_at_once=at_once)
 
     def process(self, shard: InputShard, *, attempt: str, redo: bool = False) -> Commit:
         """Take one shard all the way to its commit.
@@ -131,30 +112,19 @@ class Worker:
             InputError: The shard cannot be read in full. Nothing of it is committed.
         """
         started = time.monotonic()
-        root, config = self.task.output_url, self.task.config
-        data_path = outputs.data_path(shard.id, config.output)
-        ledger_path = outputs.ledger_path(shard.id)
+        root, output = self.task.output_url, self.task.config.output
+        data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:
             remove_commit(root, shard.id)
-        tally = Tally()
-        with self._counting(shard.id, tally):
-            # The data is published first, then the ledger: contexts end inside out.
+        with self._counting(shard) as tally:
+            # Contexts end inside out: the data is published first, then the ledger.
             with (
                 files.publishing(files.join(root, ledger_path), attempt) as ledger_file,
                 files.publishing(files.join(root, data_path), attempt) as data_file,
                 LedgerWriter(ledger_file.path, metadata=self._ledger_metadata()) as ledger,
-                open_writer(data_file.path, config.output, shard) as data,
-                ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
-                ahead(self._batches(shard), depth=AHEAD) as batches,
+                open_writer(data_file.path, output, shard) as data,
             ):
-                written: Future[None] | None = None
-                for batch in batches:
-                    annotated = self._annotate(batch, shard.source)
-                    if written is not None:
-                        written.result()
-                    written = writing.submit(self._write, annotated, data, ledger, tally)
-                if written is not None:
-                    written.result()
+                self._flow(shard, partial(self._write, data, ledger, tally))
             commit = Commit(
                 shard=shard.id,
                 input=InputRecord.of(shard),
@@ -165,34 +135,32 @@ class Worker:
                     data_path: _record(data_file.published),
                     ledger_path: _record(ledger_file.published),
                 },
-                telemetry={
-                    "seconds": round(time.monotonic() - started, 3),
-                    "worker": self.name,
-                },
+                telemetry={"seconds": round(time.monotonic() - started, 3), "worker": self.name},
             )
             write_commit(root, commit)
         return commit
 
     def in_flight(self) -> Tally:
-        """Counts of shards that are not committed yet."""
+        """Counts of the shards that are not committed yet."""
         total = Tally()
-        with self._in_flight_lock:
-            for tally in self._in_flight.values():
+        with self._lock:
+            for tally in self._tallies.values():
                 total.merge(tally)
         return total
 
     def close(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end."""
+        for pool in (self._models, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def _counting(self, shard_id: str, tally: Tally) -> Iterator[None]:
-        with self._in_flight_lock:
-            self._in_flight[shard_id] = tally
+    def _counting(self, shard: InputShard) -> Iterator[Tally]:
+        tally = self._tallies[shard.id] = Tally()
         try:
-            yield
+            yield tally
         finally:
-            with self._in_flight_lock:
-                del self._in_flight[shard_id]
+            with self._lock:
+                del self._tallies[shard.id]
 
     def _ledger_metadata(self) -> dict[str, str]:
         return {
@@ -201,115 +169,54 @@ class Worker:
             **{role: identity.sha256 for role, identity in self.task.models.items()},
         }
 
-    def _write(
-        self, batch: Sequence[Annotated], data: Any, ledger: LedgerWriter, tally: Tally
-    ) -> None:
-        for annotated in batch:
-            ledger.write(annotated)
-            if annotated.verdict is Verdict.KEPT:
-                data.write(annotated)
-        with self._in_flight_lock:  # `in_flight` reads from another thread
-            for annotated in batch:
-                tally.add(annotated)
-
-    # Reading: in the thread of `ahead`, with decoding in the pool.
+    def _flow(self, shard: InputShard, write: partial[None]) -> None:
+        """Run a shard through the stages, each in threads of its own."""
+        annotate = partial(self.annotator.annotate, source=shard.source)
+        with (
+            ahead(self._batches(shard), depth=BATCHES_AHEAD) as batches,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
+        ):
+            # One more than the models take, so that the next is there when one is done.
+            annotated = in_order(self._models, annotate, batches, most=self._batches_at_once + 1)
+            for _ in in_order(writing, write, annotated, most=2):
+                pass
 
     def _batches(self, shard: InputShard) -> Iterator[list[Decoded]]:
         """Group samples so that a batch has `batch_size` images for the models.
 
         Samples whose image failed ride along; a long run of them ends a batch too.
         """
-        size = self.task.config.compute.batch_size
         batch: list[Decoded] = []
         good = 0
-        for decoded in self._decode(read_samples(shard, self.task.config.images)):
+        samples = read_samples(shard, self.task.config.images)
+        for decoded in in_order(self._decoders, self._decode, samples, most=self._batch_size):
             batch.append(decoded)
             good += decoded.sample.problem is None
-            if good == size or len(batch) == 4 * size:
+            if good == self._batch_size or len(batch) == 4 * self._batch_size:
                 yield batch
                 batch, good = [], 0
         if batch:
             yield batch
 
-    def _decode(self, samples: Iterable[Sample]) -> Iterator[Decoded]:
-        """Decode in the pool, in order, as far ahead as one batch."""
-        window: deque[Future[Decoded]] = deque()
-        for sample in samples:
-            window.append(self._decoders.submit(self._decode_one, sample))
-            if len(window) > self.task.config.compute.batch_size:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-
-    def _decode_one(self, sample: Sample) -> Decoded:
-        if sample.problem is not None:
+    def _decode(self, sample: Sample) -> Decoded:
+        if sample.problem is not None or sample.image is None:
             return Decoded(replace(sample, image=None), {})
-        assert sample.image is not None
         try:
             rgb = images.decode(sample.image, self.task.config.images)
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
-        return Decoded(sample, {spec: images.fit(rgb, spec) for spec in self._specs})
+        return Decoded(sample, {spec: images.fit(rgb, spec) for spec in self.annotator.specs})
 
-    # The models: one batch at a time.
-
-    def _annotate(self, batch: Sequence[Decoded], source: Source) -> list[Annotated]:
-        """Caption, score and judge; every sample comes back, in order."""
-        good = [d for d in batch if d.sample.problem is None]
-        texts = [[self._check_text(t) for t in d.sample.texts] for d in good]
-        rule = SelectionConfig(min_match_prob=None)  # human captions pass unfiltered
-        if good and source is not Source.HUMAN:
-            rule = self.task.config.selection
-            with self._models_lock:
-                self._caption(good, texts)
-                self._score(good, texts)
-        judged = iter(judge(t, rule) for t in texts)
-        return [
-            _failed(d.sample)
-            if d.sample.problem is not None
-            else _annotated(d.sample, *next(judged))
-            for d in batch
-        ]
-
-    def _caption(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
-        if self.captioner is None:
-            return
-        pixels = [d.pixels[self.captioner.pixels] for d in good]
-        captions = self.captioner.caption(pixels, [d.sample.key for d in good])
-        for of_image, found in zip(texts, captions, strict=True):
-            of_image.extend(
-                self._check_text(Text(Source.SYNTHETIC, i, caption))
-                for i, caption in enumerate(found)
-            )
-
-    def _score(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
-        if self.filter is None:
-            return
-        scorable = [[t.content for t in of_image if t.reason is None] for of_image in texts]
-        pixels = [d.pixels[self.filter.pixels] for d in good]
-        scores = self.filter.score(pixels, [[c for c in of if c is not None] for of in scorable])
-        for of_image, of_scores in zip(texts, scores, strict=True):
-            found = iter(of_scores)
-            of_image[:] = [
-                t if t.reason is not None else replace(t, score=next(found)) for t in of_image
-            ]
-
-    def _check_text(self, text: Text) -> Text:
-        if text.reason is not None or text.content is None:
-            return text
-        seen = normalise(text.content, max_words=self.task.config.scoring.max_words)
-        return text if seen.strip() else replace(text, reason=Reason.EMPTY_TEXT)
-
-
-def _annotated(sample: Sample, texts: tuple[Text, ...], kept: tuple[Text, ...]) -> Annotated:
-    return Annotated(sample, texts, kept, Verdict.KEPT if kept else Verdict.DROPPED)
-
-
-def _failed(sample: Sample) -> Annotated:
-    texts = tuple(
-        replace(text, verdict=Verdict.FAILED, reason=sample.problem) for text in sample.texts
-    )
-    return Annotated(sample, texts, (), Verdict.FAILED)
+    def _write(
+        self, data: DataWriter, ledger: LedgerWriter, tally: Tally, batch: Sequence[Annotated]
+    ) -> None:
+        for annotated in batch:
+            ledger.write(annotated)
+            if annotated.verdict is Verdict.KEPT:
+                data.write(annotated)
+        with self._lock:
+            for annotated in batch:
+                tally.add(annotated)
 
 
 def _record(published: files.Published) -> OutputRecord:
@@ -323,51 +230,3 @@ def _check_same(role: str, found: ModelIdentity, expected: ModelIdentity) -> Non
             f"(sha256 {found.sha256[:12]}) than the driver ({expected.sha256[:12]}); "
             "every node must see the same checkpoint"
         )
-
-
-_END: Any = object()
-
-
-@contextmanager
-def ahead(items: Iterable[Item], *, depth: int) -> Iterator[Iterator[Item]]:
-    """Run an iterable in a thread of its own, at most `depth` items ahead of its consumer.
-
-    An exception of the iterable is raised at the consumer; leaving the context stops the thread.
-    """
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Any, error: BaseException | None = None) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(_END)
-        except BaseException as error:  # noqa: BLE001 - handed over, not swallowed
-            put(_END, error)
-
-    def consume() -> Iterator[Item]:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
-
-    thread = threading.Thread(target=produce, name="read", daemon=True)
-    thread.start()
-    try:
-        yield consume()
-    finally:
-        stop.set()
-        thread.join()

@@ -149,7 +149,7 @@ def test_cluster_driver_killed_in_mid_shard_then_resumed_changes_nothing(
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
-def deadly_worker(task: Task) -> Worker:
+def deadly_worker(task: Task, cpus: int) -> Worker:
     """A worker whose process ends at one sample, as a segfault in a decoder would end it."""
     from capfilt.models.images import PixelSpec
     from capfilt.run.worker import Worker

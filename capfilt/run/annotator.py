@@ -1,0 +1,122 @@
+"""Captioner and filter together: from decoded samples to judged texts, one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from capfilt.config import RunConfig, SelectionConfig
+from capfilt.models.images import PixelSpec
+from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Score, Source, Text, Verdict
+from capfilt.selection import judge
+from capfilt.text import normalise
+
+
+class Captioner(Protocol):
+    """Makes captions; see `capfilt.models.captioner`."""
+
+    pixels: PixelSpec
+    identity: ModelIdentity
+
+    def caption(
+        self, pixels: Sequence[torch.Tensor], keys: Sequence[str]
+    ) -> list[tuple[str, ...]]: ...
+
+
+class Filter(Protocol):
+    """Scores texts; see `capfilt.models.filter`."""
+
+    pixels: PixelSpec
+    identity: ModelIdentity
+
+    def score(
+        self, pixels: Sequence[torch.Tensor], texts: Sequence[Sequence[str]]
+    ) -> list[list[Score]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample and what the models see of its image, uint8 [3, size, size] for each need.
+
+    `pixels` is empty when the sample has failed.
+    """
+
+    sample: Sample
+    pixels: Mapping[PixelSpec, torch.Tensor]
+
+
+class Annotator:
+    """Captions, scores and judges. Safe to call from several threads."""
+
+    def __init__(
+        self, config: RunConfig, captioner: Captioner | None, filter_: Filter | None
+    ) -> None:
+        self.captioner = captioner
+        self.filter = filter_
+        self.specs = tuple({model.pixels for model in (captioner, filter_) if model is not None})
+        self._rule = config.selection
+        self._max_words = config.scoring.max_words
+
+    def annotate(self, batch: Sequence[Decoded], source: Source) -> list[Annotated]:
+        """Judge every text of every sample; samples come back in order, failed ones too.
+
+        Human captions pass: they are neither filtered nor joined by synthetic ones.
+        """
+        good = [decoded for decoded in batch if decoded.sample.problem is None]
+        texts = [[self._check(text) for text in decoded.sample.texts] for decoded in good]
+        rule = SelectionConfig(min_match_prob=None)
+        if good and source is not Source.HUMAN:
+            rule = self._rule
+            self._caption(good, texts)
+            self._score(good, texts)
+        judged = iter(judge(of_image, rule) for of_image in texts)
+        return [
+            _failed(decoded.sample)
+            if decoded.sample.problem is not None
+            else _judged(decoded.sample, *next(judged))
+            for decoded in batch
+        ]
+
+    def _caption(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
+        if self.captioner is None:
+            return
+        pixels = [decoded.pixels[self.captioner.pixels] for decoded in good]
+        captions = self.captioner.caption(pixels, [decoded.sample.key for decoded in good])
+        for of_image, found in zip(texts, captions, strict=True):
+            of_image.extend(
+                self._check(Text(Source.SYNTHETIC, i, caption)) for i, caption in enumerate(found)
+            )
+
+    def _score(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
+        if self.filter is None:
+            return
+        pixels = [decoded.pixels[self.filter.pixels] for decoded in good]
+        contents = [[t.content or "" for t in of if t.reason is None] for of in texts]
+        scores = self.filter.score(pixels, contents)
+        for of_image, of_scores in zip(texts, scores, strict=True):
+            found = iter(of_scores)
+            of_image[:] = [
+                text if text.reason is not None else replace(text, score=next(found))
+                for text in of_image
+            ]
+
+    def _check(self, text: Text) -> Text:
+        """Say so when nothing of a text is left for the filter to see."""
+        if text.reason is not None or text.content is None:
+            return text
+        seen = normalise(text.content, max_words=self._max_words)
+        return text if seen.strip() else replace(text, reason=Reason.EMPTY_TEXT)
+
+
+def _judged(sample: Sample, texts: tuple[Text, ...], kept: tuple[Text, ...]) -> Annotated:
+    return Annotated(sample, texts, kept, Verdict.KEPT if kept else Verdict.DROPPED)
+
+
+def _failed(sample: Sample) -> Annotated:
+    texts = tuple(
+        replace(text, verdict=Verdict.FAILED, reason=sample.problem) for text in sample.texts
+    )
+    return Annotated(sample, texts, (), Verdict.FAILED)

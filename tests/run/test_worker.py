@@ -1,0 +1,210 @@
+"""One worker: memory, order and overlap. Stub models stand in where only the flow is looked at."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capfilt.config import resolve
+from capfilt.errors import InputError
+from capfilt.io.inputs import find_shards
+from capfilt.models.images import PixelSpec
+from capfilt.record import ModelIdentity, Score
+from capfilt.run.flow import ahead
+from capfilt.run.task import Task
+from capfilt.run.worker import Worker
+
+IDENTITY = ModelIdentity("stub", "0" * 64, "stub")
+
+
+class Flow:
+    """A captioner and a filter that note what they were given."""
+
+    pixels = PixelSpec(32)
+    identity = IDENTITY
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.batches: list[list[str]] = []
+        self.scored: list[list[str]] = []
+        self._seconds = seconds
+
+    def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+        time.sleep(self._seconds)
+        self.batches.append(list(keys))
+        return [(f"caption of {key}",) for key in keys]
+
+    def score(self, pixels: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+        self.scored.extend(list(of_image) for of_image in texts)
+        return [[Score(match_prob=0.9) for _ in of_image] for of_image in texts]
+
+
+def noise_jpeg(side: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
+def write_tar(path: Path, image: bytes, count: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            for ending, content in (("jpg", image), ("txt", b"a web text")):
+                member = tarfile.TarInfo(f"{i:06d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def make_worker(tmp_path: Path, flow: Flow, batch_size: int = 16) -> Worker:
+    config = resolve(
+        options={"captioner": "stub", "filter": "stub"},
+        overrides=[f"compute.batch_size={batch_size}"],
+    )
+    task = Task(config, {"captioner": IDENTITY, "filter": IDENTITY}, str(tmp_path / "out"))
+    return Worker(task, flow, flow)
+
+
+def peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1]) / 1024
+
+
+def test_worker_memory_does_not_grow_with_shards_or_their_size(tmp_path: Path) -> None:
+    image = noise_jpeg(300)
+    assert len(image) > 50_000
+    for index, count in enumerate([100, 100, 100, 100, 3000]):
+        write_tar(tmp_path / "web" / f"{index}.tar", image, count)
+    worker = make_worker(tmp_path, Flow())
+    *small, large = find_shards(str(tmp_path / "web")).shards
+    worker.process(small[0], attempt="warm-up")
+    peaks = []
+    for shard in [*small[1:], large]:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        worker.process(shard, attempt="a")
+        peaks.append(peak_mb())
+    assert peaks[2] - peaks[0] < 10
+    grown = peaks[-1] - peaks[0]
+    assert grown < 0.25 * large.size_bytes / 2**20, f"{grown} MB for {large.size_bytes} bytes"
+
+
+def test_worker_batches_are_full_whatever_fails_between(tmp_path: Path) -> None:
+    good, bad = noise_jpeg(40), b"not an image"
+    path = tmp_path / "web" / "0.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for i in range(50):
+            for ending, content in (("jpg", bad if i % 5 == 1 else good), ("txt", b"a text")):
+                member = tarfile.TarInfo(f"{i:06d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    flow = Flow()
+    [shard] = find_shards(str(tmp_path / "web")).shards
+    commit = make_worker(tmp_path, flow).process(shard, attempt="a")
+    assert [len(batch) for batch in flow.batches] == [16, 16, 8]
+    assert [k for batch in flow.batches for k in batch] == [
+        f"{i:06d}" for i in range(50) if i % 5 != 1
+    ]
+    assert flow.scored[0] == ["a text", "caption of 000000"]
+    assert (commit.counts["read"], commit.counts["failed"]) == (50, 10)
+
+
+def test_worker_takes_two_shards_at_once_but_its_models_one_batch(tmp_path: Path) -> None:
+    class OneAtATime(Flow):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = 0
+            self.most_inside = 0
+
+        def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+            time.sleep(0.01)
+            self.inside -= 1
+            return super().caption(pixels, keys)
+
+    image = noise_jpeg(40)
+    for index in range(2):
+        write_tar(tmp_path / "web" / f"{index}.tar", image, 64)
+    flow = OneAtATime()
+    worker = make_worker(tmp_path, flow)
+    shards = find_shards(str(tmp_path / "web")).shards
+    threads = [
+        threading.Thread(target=worker.process, args=(shard,), kwargs={"attempt": "a"})
+        for shard in shards
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert flow.most_inside == 1
+    assert len(flow.batches) == 8
+
+
+def test_worker_reads_and_writes_while_its_models_work(tmp_path: Path) -> None:
+    """16 batches of 20 ms: with nothing hidden, reading and writing would come on top."""
+    write_tar(tmp_path / "web" / "0.tar", noise_jpeg(300), 256)
+    [shard] = find_shards(str(tmp_path / "web")).shards
+    idle = make_worker(tmp_path, Flow())
+    idle.process(shard, attempt="warm-up")
+    started = time.monotonic()
+    idle.process(shard, attempt="a", redo=True)
+    around = time.monotonic() - started  # everything but the models
+    slow = Flow(seconds=2 * around / 16)
+    worker = make_worker(tmp_path, slow)
+    started = time.monotonic()
+    worker.process(shard, attempt="a", redo=True)
+    took = time.monotonic() - started
+    assert took < 2 * around + 0.6 * around, f"{took:.2f} s, models {2 * around:.2f} s"
+
+
+def test_ahead_keeps_order_and_bounds_how_far_it_runs() -> None:
+    produced: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(20):
+            produced.append(i)
+            yield i
+
+    with ahead(numbers(), depth=2) as items:
+        assert next(items) == 0
+        time.sleep(0.3)
+        assert len(produced) <= 5
+        assert list(items) == list(range(1, 20))
+
+
+def test_ahead_hands_over_the_error_after_what_came_before_it() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise InputError("shard 7: truncated")
+
+    with ahead(failing(), depth=2) as items:
+        assert next(items) == 1
+        with pytest.raises(InputError, match="shard 7"):
+            next(items)
+
+
+def test_ahead_stops_its_thread_when_the_consumer_leaves() -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    source = endless()
+    with ahead(source, depth=2) as items:
+        next(items)
+    assert not [t for t in threading.enumerate() if t.name == "read"]
+    source.close()
+    assert closed.is_set()
