@@ -97,13 +97,13 @@ class _Stream(io.RawIOBase):
         """
         while self.read(_CHUNK_BYTES):
             pass
-        if self._data_bytes > offset:
-            raise InputError(f"{self._url}: a damaged tar: no valid header at byte {offset}")
         if self._size_bytes < offset + _END_BYTES:
             raise InputError(
                 f"{self._url}: a truncated tar: it stops at byte {self._size_bytes} without an "
                 "end-of-archive block; download it again"
             )
+        if self._data_bytes > offset:
+            raise InputError(f"{self._url}: a damaged tar: no valid header at byte {offset}")
 
 
 class TarWriter:
