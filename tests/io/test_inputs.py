@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
-from capfilt.io.inputs import find_shards, human_shards
+from capfilt.io.inputs import find_shards, human_shards, read_samples
 from capfilt.record import Source
 from capfilt.shard import Form
+from tests.io.conftest import write_tar
 
 
 def put(root: str | Path, *names: str) -> None:
@@ -259,6 +261,23 @@ def test_find_shards_web_server_folder(web_folder: tuple[str, Path]) -> None:
     img2dataset_webdataset(root / "laion")
     found = find_shards(f"{url}/laion/")
     assert [(s.id, s.size_bytes) for s in found.shards] == [("00000", 1), ("00001", 1)]
+
+
+def test_read_samples_web_server_without_byte_ranges(web_folder: tuple[str, Path]) -> None:
+    url, root = web_folder
+    # More than one block of a reader: a server without ranges can only be read from the start.
+    write_tar(root / "0.tar", [(f"{i}.jpg", bytes([i]) * 5_000_000) for i in range(4)])
+    samples = list(read_samples(find_shards(f"{url}/0.tar").shards[0], ImageConfig()))
+    assert [(s.key, s.image == bytes([i]) * 5_000_000) for i, s in enumerate(samples)] == [
+        ("0", True),
+        ("1", True),
+        ("2", True),
+        ("3", True),
+    ]
+    with (root / "0.tar").open("rb+") as file:
+        file.truncate(9_000_000)
+    with pytest.raises(InputError, match="truncated"):
+        list(read_samples(find_shards(f"{url}/0.tar").shards[0], ImageConfig()))
 
 
 def test_human_shards_of_a_folder_are_marked(tmp_path: Path) -> None:
