@@ -34,6 +34,7 @@ CLASSES: Mapping[Role, tuple[str, ...]] = {
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+_CONVERT = "convert a .bin or .pth once with capfilt.models.convert"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Whatever else than weights decides a result. README, generation_config.json and the like do not.
 _DECISIVE = (
@@ -91,7 +92,7 @@ def resolve_folder(source: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"{source}: is a file, not a checkpoint folder: {_convert_hint(source)}")
+        raise ModelError(f"{source}: is a file, not a checkpoint folder: {_CONVERT}")
     if not _HUB_ID.fullmatch(source):
         raise ModelError(f"{source}: no such folder")
     from huggingface_hub import snapshot_download
@@ -139,12 +140,8 @@ def weight_files(folder: Path) -> list[Path]:
         if Path(name).name == name and (folder / name).is_file():
             continue
         pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
-        if pickles:
-            raise ModelError(
-                f"{folder}: has {pickles[0]} but no {name}; a pickle can run any code: "
-                f"{_convert_hint(str(folder / pickles[0]))}"
-            )
-        raise ModelError(f"{folder}: has no {name}: the checkpoint is not complete")
+        only = f", only {pickles[0]}, a pickle, which could run any code" if pickles else ""
+        raise ModelError(f"{folder}: has no {name}{only}: {_CONVERT}")
     return [folder / name for name in names]
 
 
@@ -226,7 +223,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: is not a JSON object")
     return content
-
-
-def _convert_hint(pickle: str) -> str:
-    return f"convert it once with capfilt.models.convert (from {pickle})"

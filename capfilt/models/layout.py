@@ -104,7 +104,7 @@ def _ignored(original: bool, other_half: str) -> re.Pattern[str]:
     names = [r"\.position_ids$"]
     if original:
         # Momentum copies and queues of ITC, and the half that the other module is made of.
-        names += [r"^\w+_m\.", r"queue$", r"^temp$", rf"^{other_half}\."]
+        names += [r"^\w+_m\.", r"queue$", r"^queue_ptr$", r"^temp$", rf"^{other_half}\."]
         if other_half == "text_encoder":
             names.append(r"^(itm_head|vision_proj|text_proj)\.")
     return re.compile("|".join(names))

@@ -1,0 +1,161 @@
+"""Turns a pickled BLIP checkpoint into a folder that `capfilt run` and transformers load.
+
+The original `.pth` files of BLIP's authors and folders with only `pytorch_model.bin` are pickles.
+They are read here, once and on purpose, with torch's weights-only unpickler, never during a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertTokenizer, BlipConfig, BlipImageProcessorPil, BlipProcessor
+
+from capfilt.errors import ModelError
+from capfilt.models import checkpoint, layout
+from capfilt.models.load import med_config
+from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.models.vit import resize_positions
+
+# The published sizes, by the width of the image tower: (layers, heads).
+_TOWERS = {768: (12, 12), 1024: (24, 16)}
+
+
+def convert(
+    source: Path,
+    folder: Path,
+    role: checkpoint.Role,
+    *,
+    vocabulary: Path,
+    image_size: int | None = None,
+    config: BlipConfig | None = None,
+) -> Path:
+    """Convert a pickled checkpoint.
+
+    Args:
+        source: A `.pth` of BLIP's authors, or a `pytorch_model.bin` in transformers' layout.
+        folder: Where the new checkpoint goes; made if absent.
+        role: Which half of BLIP to take: a pre-training checkpoint has both.
+        vocabulary: BERT's `vocab.txt` (bert-base-uncased), or a folder with a tokenizer.
+        image_size: Resolution to interpolate the position embeddings to; None keeps the file's.
+        config: The model's sizes; None finds a published size from the tensors.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: The file is no such checkpoint, or a tensor is missing, surplus or misshapen.
+    """
+    tensors = _read_pickle(source)
+    original = "visual_encoder.pos_embed" in tensors
+    name = "visual_encoder.pos_embed" if original else "vision_model.embeddings.position_embedding"
+    if name not in tensors:
+        raise ModelError(f"{source}: has neither visual_encoder nor vision_model: not a BLIP file")
+    settings = config or _published_config(tensors[name], source)
+    if image_size is not None:
+        settings.vision_config.image_size = image_size
+        tensors[name] = resize_positions(
+            tensors[name], image_size // settings.vision_config.patch_size
+        )
+    sizes = med_config(settings)
+    model = _empty(sizes, role)
+    state = _names(model, original=original).collect(tensors, str(source))
+    checkpoint.fill(model, state, str(source))
+    save(model, folder, settings, tokenizer=_tokenizer(vocabulary))
+    return folder
+
+
+def save(
+    model: CaptionModel | MatchModel,
+    folder: Path,
+    settings: BlipConfig,
+    *,
+    tokenizer: BertTokenizer,
+) -> None:
+    """Save a model as transformers does, with config, tokenizer and image processor.
+
+    Args:
+        model: Any device and dtype; saved as it is.
+        folder: Made if absent.
+        settings: The model's config.
+        tokenizer: With `[DEC]` and `[ENC]`.
+    """
+    state = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_names(model).release(state), folder / "model.safetensors", metadata={"format": "pt"})
+    is_captioner = isinstance(model, CaptionModel)
+    architecture = checkpoint.CAPTIONER if is_captioner else checkpoint.MATCH_FILTER
+    text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    side = {"height": model.config.image.image_size, "width": model.config.image.image_size}
+    mean, std = (
+        (statistic.flatten() / 255).tolist()
+        for statistic in (model.vit.pixel_mean, model.vit.pixel_std)
+    )
+    processor = BlipImageProcessorPil(size=side, image_mean=mean, image_std=std)
+    BlipProcessor(processor, tokenizer).save_pretrained(folder)
+
+
+def _read_pickle(source: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{source}: no such file") from None
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise ModelError(f"{source}: is not a file of tensors alone ({why})") from None
+    # BLIP's training loop keeps the optimizer and more beside the model.
+    tensors = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise ModelError(f"{source}: holds no tensors by name")
+    return dict(tensors)
+
+
+def _published_config(positions: Tensor, source: Path) -> BlipConfig:
+    width, patches = positions.shape[2], positions.shape[1] - 1
+    if width not in _TOWERS:
+        raise ModelError(
+            f"{source}: the image tower is {width} wide, no published size "
+            f"({', '.join(map(str, _TOWERS))}): pass the config"
+        )
+    layers, heads = _TOWERS[width]
+    return BlipConfig(
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "image_size": round(patches**0.5) * 16,
+            "layer_norm_eps": 1e-6,  # of BLIP's code; transformers' default is 1e-5
+        },
+        text_config={"num_attention_heads": 12, "encoder_hidden_size": width},
+    )
+
+
+def _empty(sizes: MedConfig, role: checkpoint.Role) -> CaptionModel | MatchModel:
+    with torch.device("meta"):
+        return CaptionModel(sizes) if role == "captioner" else MatchModel(sizes)
+
+
+def _names(model: CaptionModel | MatchModel, *, original: bool = False) -> layout.Layout:
+    names = layout.captioner if isinstance(model, CaptionModel) else layout.filter_
+    sizes = model.config
+    return names(image_layers=sizes.image.layers, text_layers=sizes.text.layers, original=original)
+
+
+def _tokenizer(vocabulary: Path) -> BertTokenizer:
+    if vocabulary.is_dir():
+        tokenizer = BertTokenizer.from_pretrained(vocabulary, local_files_only=True)
+    elif vocabulary.is_file():
+        tokenizer = BertTokenizer(vocab=str(vocabulary))
+    else:
+        raise ModelError(f"{vocabulary}: no such vocabulary: give BERT's vocab.txt")
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return tokenizer
