@@ -55,6 +55,7 @@ def download(request: Mapping[str, Any], *, max_pixels: int) -> list[str]:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
+            process.wait()
         except BaseException:
             process.stdin.close()
             process.wait()
