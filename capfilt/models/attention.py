@@ -135,22 +135,17 @@ class Packed:
     def __init__(self, grid: Grid, head_count: int, *, causal: bool = False) -> None:
         self._grid = grid
         self._heads = head_count
-        self._mask = self._causal() if causal else self._valid()
+        self._causal = causal
+        filled = grid.filled()
+        self._filled = None if filled is None else filled[:, None, None, :]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[P, D] each -> [P, D]."""
         q, k, v = (heads(self._grid.spread(x), self._heads) for x in (query, key, value))
-        mask = None if self._mask is None else self._mask.to(q.device)
+        mask = self._filled
+        if self._causal:  # padding stands at the end of a row, where no token looks
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
         return self._grid.gather(merge_heads(attend(q, k, v, mask)))
-
-    def _valid(self) -> Tensor | None:
-        filled = self._grid.filled()
-        return None if filled is None else filled[:, None, None, :]
-
-    def _causal(self) -> Tensor:
-        # Padding stands at the end of a row, where no token looks.
-        width = self._grid.width
-        return torch.ones(width, width, dtype=torch.bool).tril()
 
 
 class Cache:

@@ -94,11 +94,8 @@ def save(
     text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     side = {"height": model.config.image.image_size, "width": model.config.image.image_size}
-    mean, std = (
-        (statistic.flatten() / 255).tolist()
-        for statistic in (model.vit.pixel_mean, model.vit.pixel_std)
-    )
-    processor = BlipImageProcessorPil(size=side, image_mean=mean, image_std=std)
+    statistics = {"image_mean": list(model.vit.pixel_mean), "image_std": list(model.vit.pixel_std)}
+    processor = BlipImageProcessorPil(size=side, **statistics)
     BlipProcessor(processor, tokenizer).save_pretrained(folder)
 
 

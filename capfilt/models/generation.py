@@ -154,8 +154,9 @@ def _rows(
         ids = torch.cat([ids, chosen[:, None]], dim=1)
         ended = chosen == end
         if ended.any():
-            for row in ended.nonzero().squeeze(1).tolist():
-                captions[active[row]] = ids[row, len(prompt) : -1].tolist()
+            finished = zip(active[ended].tolist(), ids[ended].tolist(), strict=True)
+            for caption, row in finished:
+                captions[caption] = row[len(prompt) : -1]
             going = (~ended).nonzero().squeeze(1)
             active, ids = active[going], ids[going]
             if not len(active):

@@ -144,7 +144,7 @@ def _filled(model: Model, names: layout.Layout, folder: Path) -> Model:
     checkpoint.fill(model, state, str(folder))
     statistics = checkpoint.pixel_statistics(folder)
     assert isinstance(model, CaptionModel | MatchModel)
-    model.vit.normalise_pixels(statistics.mean, statistics.std)
+    model.vit.pixel_mean, model.vit.pixel_std = statistics.mean, statistics.std
     return model
 
 

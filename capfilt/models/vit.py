@@ -66,9 +66,6 @@ class ViT(nn.Module):
     Source: BLIP, arXiv:2201.12086, section 3.1; arXiv:2010.11929.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,13 +75,9 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, config.tokens, width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width, config.norm_eps)
-        self.normalise_pixels(PIXEL_MEAN, PIXEL_STD)
-
-    def normalise_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the statistics of pixels in [0, 1], per channel."""
-        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
-            tensor = torch.tensor(values, device="cpu").view(1, 3, 1, 1) * 255
-            self.register_buffer(name, tensor, persistent=False)
+        # Of pixels in [0, 1], per channel. No buffers: those would be rounded with the weights.
+        self.pixel_mean: Sequence[float] = PIXEL_MEAN
+        self.pixel_std: Sequence[float] = PIXEL_STD
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode images.
@@ -100,7 +93,11 @@ class ViT(nn.Module):
         return torch.cat([self._encode(chunk) for chunk in torch.split(pixels, _CPU_CHUNK)])
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        normal = (pixels.float() - self.pixel_mean.float()) / self.pixel_std.float()
+        mean, std = (
+            torch.tensor(statistic, device=pixels.device).view(1, 3, 1, 1) * 255
+            for statistic in (self.pixel_mean, self.pixel_std)
+        )
+        normal = (pixels - mean) / std
         x = self.patches(normal.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
         for block in self.blocks:

@@ -28,12 +28,9 @@ class Vocabulary:
 
     def __init__(self, tokenizer: BertTokenizer, *, start: int, end: int, size: int) -> None:
         self._tokenizer = tokenizer
-        self.size = size
         self.start = start  # [DEC]
         self.end = end  # [SEP]
-        self.first = tokenizer.cls_token_id
-        known = tokenizer.get_vocab()
-        self.first_to_match = known.get("[ENC]", size - 1)
+        self.first_to_match = tokenizer.get_vocab().get("[ENC]", size - 1)
 
     @classmethod
     def load(cls, folder: Path, *, start: int, end: int, size: int) -> Vocabulary:

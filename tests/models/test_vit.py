@@ -34,9 +34,21 @@ def test_vit_with_other_pixel_statistics_gives_transformers_states(
     processor = BlipImageProcessorPil(do_resize=False, image_mean=mean, image_std=std)
     pixels = processor(list(images), return_tensors="pt").pixel_values
     vit = tower(captioner_folder)
-    vit.normalise_pixels(mean, std)
+    vit.pixel_mean, vit.pixel_std = mean, std
     expected = hf_captioner.vision_model(pixels).last_hidden_state
     torch.testing.assert_close(vit(images), expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_vit_in_bf16_rounds_pixels_only_after_normalising_them(captioner_folder: Path) -> None:
+    vit = tower(captioner_folder).to(torch.bfloat16)
+    seen: list[Tensor] = []
+    vit.patches.register_forward_hook(lambda _, x, __: seen.append(x[0]))
+    images = make_images(2)
+    vit(images)
+    error = (seen[0].float() - normalised(images)).abs() / normalised(images).abs().clamp(min=0.1)
+    assert seen[0].dtype == torch.bfloat16
+    assert error.max() < 2**-8
 
 
 def test_resize_positions_to_more_patches_is_transformers_interpolation(
