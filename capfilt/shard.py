@@ -30,7 +30,7 @@ class InputShard:
     form: Form
     url: str
     size_bytes: int
-    version: str  # etag where the store has one, else the modification time
+    version: str  # etag, else modification time; of a folder, a digest of its files' versions
     source: Source = Source.WEB
     start: int = 0  # PAIRS only: the slice [start, stop) of the JSON's images
     stop: int = 0

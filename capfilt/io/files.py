@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import os
 import stat
 import sys
@@ -29,6 +30,7 @@ from capfilt.errors import CapfiltError, CommitError, InputError
 
 # Object stores answer a request in tens of milliseconds: fewer, larger ones keep a stream flowing.
 _READ_BLOCK_BYTES = 8 * 2**20
+_BUFFER_BYTES = 2**20
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of our package
 # Errors of the network libraries that are no OSError: (module, class).
 _FOREIGN_ERRORS = (
@@ -122,7 +124,9 @@ def open_read(url: str, *, seekable: bool = False) -> BinaryIO:
             return Path(path).open("rb")
         as_stream = url.startswith(("http://", "https://")) and not seekable
         block_size = 0 if as_stream else _READ_BLOCK_BYTES
-        return cast(BinaryIO, fs.open(path, "rb", block_size=block_size))
+        file = fs.open(path, "rb", block_size=block_size)
+        # The buffer is for many small reads, and for a stream that gives what has just arrived.
+        return cast(BinaryIO, file if seekable else io.BufferedReader(file, _BUFFER_BYTES))
 
 
 def read_bytes(url: str) -> bytes:

@@ -11,19 +11,16 @@ is an error; nothing is passed over in silence.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from braceexpand import braceexpand
 
 from capfilt.errors import InputError
 from capfilt.io import files, outputs
-from capfilt.io.files import Entry
-from capfilt.io.members import IMAGE_EXTS, split_name
+from capfilt.io.listing import FORMS, REQUESTS, STATS, Folder, Found
 from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
 from capfilt.io.reader import read_samples
 from capfilt.record import Source
@@ -31,9 +28,6 @@ from capfilt.shard import Form, InputShard, root_of, shard_id
 
 __all__ = ["Inputs", "find_shards", "human_shards", "read_samples"]
 
-_REQUESTS = 32  # in flight: listing and small reads are waiting for the store
-_FORMS = {".tar": Form.TAR, ".parquet": Form.PARQUET}
-_STATS = "_stats.json"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -43,71 +37,6 @@ class Inputs:
 
     shards: tuple[InputShard, ...]
     unfinished: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A shard before it has an id."""
-
-    entry: Entry
-    form: Form
-    stats: str | None  # URL of its _stats.json
-    finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """A folder as one listing shows it."""
-
-    url: str
-    entries: dict[str, Entry] = field(default_factory=dict)
-
-    def shard(self, entry: Entry, form: Form) -> _Found:
-        """The shard of an entry. Where img2dataset wrote, its stats say that it is finished."""
-        stats = self.entries.get(entry.name.removesuffix(f".{form}") + _STATS)
-        by_img2dataset = any(name.endswith(_STATS) for name in self.entries)
-        return _Found(
-            entry, form, stats.url if stats else None, stats is not None or not by_img2dataset
-        )
-
-    def file_shards(self, names: Iterable[str]) -> list[_Found]:
-        """The tar and Parquet shards among some names."""
-        found = []
-        for name in names:
-            stem, ending = name[: name.rfind(".")], name[name.rfind(".") :]
-            # `00000.parquet` beside `00000.tar` or `00000/` is img2dataset's table of its URLs.
-            is_sidecar = ending == ".parquet" and (
-                f"{stem}.tar" in self.entries
-                or (stem in self.entries and self.entries[stem].is_folder)
-            )
-            entry = self.entries[name]
-            if ending in _FORMS and not (entry.is_folder or is_sidecar or name.startswith(".")):
-                found.append(self.shard(entry, _FORMS[ending]))
-        return found
-
-    def folders(self) -> list[Entry]:
-        """The folders in it; `_tmp` holds what img2dataset has not begun."""
-        return [
-            entry
-            for name, entry in self.entries.items()
-            if entry.is_folder and name != "_tmp" and not name.startswith(".")
-        ]
-
-    def has_images(self) -> bool:
-        """Whether images lie directly in it, as in img2dataset's `files` form."""
-        return any(
-            (parts := split_name(name)) and parts[1] in IMAGE_EXTS and not entry.is_folder
-            for name, entry in self.entries.items()
-        )
-
-    def as_entry(self, name: str) -> Entry:
-        """All its files as one: a `files` shard changes when any of them does."""
-        digest = hashlib.sha256()
-        size_bytes = 0
-        for entry in self.entries.values():
-            digest.update(f"{entry.name}\n{entry.size_bytes}\n{entry.version}\n".encode())
-            size_bytes += entry.size_bytes
-        return Entry(self.url, name, True, size_bytes, f"listing:{digest.hexdigest()[:32]}")
 
 
 def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
@@ -127,7 +56,7 @@ def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
     shards: dict[str, InputShard] = {}
     unfinished = []
     found = _with_ids(place, url)
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         for shard, finished in pool.map(_input_shard, found, found.values()):
             if allow_unfinished or (finished and (committed is None or shard.id in committed)):
                 shards[shard.id] = shard
@@ -150,15 +79,19 @@ def human_shards(
         Shards of source HUMAN whose ids start with `human/`.
 
     Raises:
-        InputError: As `find_shards`, or the captions file is none.
+        InputError: As `find_shards`; a shard is unfinished; the captions file is none.
     """
     if url.endswith(".json"):
         return slice_pairs(url, images, per_shard)
-    found = find_shards(url).shards
-    return tuple(replace(shard, id=f"human/{shard.id}", source=Source.HUMAN) for shard in found)
+    found = find_shards(url)
+    if found.unfinished:
+        raise InputError(f"{url}: unfinished shards, e.g. {found.unfinished[0]}")
+    return tuple(
+        replace(shard, id=f"human/{shard.id}", source=Source.HUMAN) for shard in found.shards
+    )
 
 
-def _with_ids(place: str, shown: str) -> dict[str, _Found]:
+def _with_ids(place: str, shown: str) -> dict[str, Found]:
     """Every shard by id, sorted."""
     items = _items(place)
     found = _search(items)
@@ -168,7 +101,7 @@ def _with_ids(place: str, shown: str) -> dict[str, _Found]:
         root = root_of(place)
     else:
         root = files.parent(place) if found[0].entry.url == place else place
-    by_id: dict[str, _Found] = {}
+    by_id: dict[str, Found] = {}
     for shard in found:
         url = shard.entry.url
         # A folder's name has no ending to lose: `v1.0` and `v1.1` are two.
@@ -197,8 +130,8 @@ def _items(place: str) -> list[str]:
     return list(items)
 
 
-def _search(items: list[str]) -> list[_Found]:
-    if len(items) == 1 and not items[0].endswith(tuple(_FORMS)):
+def _search(items: list[str]) -> list[Found]:
+    if len(items) == 1 and not items[0].endswith(tuple(FORMS)):
         entry = files.info(items[0])
         if entry and not entry.is_folder and not _is_web(items[0]):
             return []
@@ -208,7 +141,7 @@ def _search(items: list[str]) -> list[_Found]:
         by_folder[files.parent(item)].append(item.rpartition("/")[2])
     found = []
     for url, names in by_folder.items():
-        folder = _list_names(url, names)
+        folder = Folder.with_names(url, names)
         found += folder.file_shards(names)
         for inner in folder.folders():
             if inner.name in names:
@@ -216,10 +149,10 @@ def _search(items: list[str]) -> list[_Found]:
     return found
 
 
-def _search_folder(place: str, siblings: _Folder | None) -> list[_Found]:
-    folder = _list(place)
+def _search_folder(place: str, siblings: Folder | None) -> list[Found]:
+    folder = Folder.at(place)
     if folder.has_images() and not folder.file_shards(folder.entries):
-        siblings = siblings or _list(files.parent(place))
+        siblings = siblings or Folder.at(files.parent(place))
         return [siblings.shard(folder.as_entry(place.rpartition("/")[2]), Form.FILES)]
     found, below = _search_listing(folder)
     if not found:  # a folder of datasets
@@ -228,14 +161,14 @@ def _search_folder(place: str, siblings: _Folder | None) -> list[_Found]:
     return found
 
 
-def _search_listing(folder: _Folder) -> tuple[list[_Found], list[_Folder]]:
+def _search_listing(folder: Folder) -> tuple[list[Found], list[Folder]]:
     """The shards directly in a folder, and its other folders."""
     found = folder.file_shards(folder.entries)
     candidates = folder.folders()
     if found:  # do not look into everything that lies beside tars
-        candidates = [entry for entry in candidates if entry.name + _STATS in folder.entries]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        listings = list(pool.map(_list, [entry.url for entry in candidates]))
+        candidates = [entry for entry in candidates if entry.name + STATS in folder.entries]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        listings = list(pool.map(Folder.at, [entry.url for entry in candidates]))
     others = []
     for entry, listing in zip(candidates, listings, strict=True):
         if listing.has_images():
@@ -245,7 +178,7 @@ def _search_listing(folder: _Folder) -> tuple[list[_Found], list[_Folder]]:
     return found, others
 
 
-def _input_shard(name: str, found: _Found) -> tuple[InputShard, bool]:
+def _input_shard(name: str, found: Found) -> tuple[InputShard, bool]:
     """The shard, and whether it is finished."""
     entry = found.entry
     if not entry.version:  # the listing of a web server says nothing
@@ -267,35 +200,13 @@ def _successes(stats: str) -> int | None:
 
 def _committed(place: str) -> set[str] | None:
     """The ids that count where INPUT is the output of an earlier run; None where it is none."""
-    if any(c in place for c in "*?[{") or place.endswith(tuple(_FORMS)) or _is_web(place):
+    if any(c in place for c in "*?[{") or place.endswith(tuple(FORMS)) or _is_web(place):
         return None
     parts = (place, files.join(place, "data"), files.join(place, outputs.COMMITS))
     if not all(files.exists(part) for part in parts):
         return None
     commits = files.find(files.join(place, outputs.COMMITS))
     return {entry.name.removesuffix(".json") for entry in commits}
-
-
-def _list(url: str) -> _Folder:
-    return _Folder(url, {entry.name: entry for entry in files.list_folder(url)})
-
-
-def _list_names(url: str, names: list[str]) -> _Folder:
-    """A folder with at least these files; asked for one by one where a server cannot list them."""
-    try:
-        folder = _list(url)
-    except InputError:
-        folder = _Folder(url)
-    missing = [name for name in names if name not in folder.entries]
-    if missing:
-        stats = [name[: name.rfind(".")] + _STATS for name in missing]
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            asked = list(pool.map(lambda name: files.info(files.join(url, name)), missing + stats))
-        folder.entries.update((entry.name, entry) for entry in asked if entry)
-    for name in missing:
-        if name not in folder.entries:
-            raise InputError(f"{files.join(url, name)}: not found")
-    return folder
 
 
 def _is_web(url: str) -> bool:

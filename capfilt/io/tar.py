@@ -34,16 +34,18 @@ def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     Raises:
         InputError: The tar is missing, truncated or damaged. Samples before the damage were given.
     """
-    with files.open_read(shard.url) as file:
+    with files.open_read(shard.url) as file, files.storage_errors(shard.url):
         stream = _Stream(file, shard.url)
         try:
             yield from _samples(stream, shard, limits)
-        except (tarfile.TarError, ValueError, EOFError) as error:
+        except (tarfile.TarError, ValueError) as error:  # ValueError: numbers of a broken header
             raise InputError(f"{shard.url}: a truncated or damaged tar ({error})") from error
 
 
 def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK_BYTES) as tar:
+    # Not `r|`: its buffer is copied again for every member. This needs `read`, `tell` and a
+    # `seek` forwards, which a stream can do as well.
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         open_sample: Members | None = None
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would remember every member
@@ -58,9 +60,7 @@ def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterato
                     yield open_sample.sample()
                 open_sample = Members(key, limits, shard.source)
             if open_sample.wants(ext, member.size):
-                content = tar.extractfile(member)
-                assert content is not None  # it is a file
-                open_sample.add(ext, content.read())
+                open_sample.add(ext, stream.read_all(member.size))
         stream.check_end(tar.offset)
         if open_sample is not None:
             yield open_sample.sample()
@@ -70,24 +70,44 @@ class _Stream(io.RawIOBase):
     """A file on its way to tarfile, which ends silently where a header is cut or damaged.
 
     So the end is checked here: after the last member there must be two blocks of zeros and nothing
-    else. Measuring on the way costs a scan of each chunk and no second request.
+    else. It needs no second request and no seeking back, so any stream will do.
     """
 
     def __init__(self, file: BinaryIO, url: str) -> None:
         self._file = file
         self._url = url
-        self._size_bytes = 0
-        self._data_bytes = 0  # up to and with the last byte that is not zero
+        self._at = 0
+        self._last = b""  # what was read last: at the end, the header that tarfile stopped at
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, fewer only at the end of the file."""
-        with files.storage_errors(self._url):
-            chunk = self._file.read(size)
-        data = len(chunk.rstrip(b"\0"))
-        if data:
-            self._data_bytes = self._size_bytes + data
-        self._size_bytes += len(chunk)
-        return chunk
+        data = self._file.read(size)
+        self._at += len(data)
+        self._last = data
+        return data
+
+    def read_all(self, size: int) -> bytes:
+        """A member's content.
+
+        Raises:
+            InputError: The file ends before.
+        """
+        data = self.read(size)
+        if len(data) < size:
+            raise self._truncated()
+        return data
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Read on to a later offset."""
+        if whence != io.SEEK_SET or offset < self._at:
+            raise io.UnsupportedOperation("a stream goes forwards only")
+        while self._at < offset and self.read(min(offset - self._at, _CHUNK_BYTES)):
+            pass
+        return self._at
 
     def check_end(self, offset: int) -> None:
         """Check that the archive ends at `offset`, where tarfile found no further member.
@@ -95,15 +115,19 @@ class _Stream(io.RawIOBase):
         Raises:
             InputError: It does not: members are missing or damaged.
         """
-        while self.read(_CHUNK_BYTES):
-            pass
-        if self._size_bytes < offset + _END_BYTES:
-            raise InputError(
-                f"{self._url}: a truncated tar: it stops at byte {self._size_bytes} without an "
-                "end-of-archive block; download it again"
-            )
-        if self._data_bytes > offset:
+        is_zero = not self._last.strip(b"\0")
+        while chunk := self.read(_CHUNK_BYTES):
+            is_zero = is_zero and not chunk.strip(b"\0")
+        if self._at < offset + _END_BYTES:
+            raise self._truncated()
+        if not is_zero:
             raise InputError(f"{self._url}: a damaged tar: no valid header at byte {offset}")
+
+    def _truncated(self) -> InputError:
+        return InputError(
+            f"{self._url}: a truncated tar: it stops at byte {self._at} without an end-of-archive "
+            "block; download it again"
+        )
 
 
 class TarWriter:
@@ -124,7 +148,7 @@ class TarWriter:
         self._images = images
         fileobj = self._own if isinstance(file, Path) else file
         self._tar = tarfile.open(  # noqa: SIM115  closed by close()
-            fileobj=fileobj, mode="w|", format=tarfile.PAX_FORMAT
+            fileobj=fileobj, mode="w:", format=tarfile.PAX_FORMAT
         )
 
     def write(self, annotated: Annotated) -> None:

@@ -286,6 +286,12 @@ def test_human_shards_of_a_folder_are_marked(tmp_path: Path) -> None:
     assert (shard.id, shard.source, shard.form) == ("human/0", Source.HUMAN, Form.TAR)
 
 
+def test_human_shards_unfinished_is_an_error(tmp_path: Path) -> None:
+    img2dataset_webdataset(tmp_path)
+    with pytest.raises(InputError, match=r"unfinished shards, e\.g\. 00002"):
+        human_shards(str(tmp_path))
+
+
 def test_human_shards_of_a_captions_file_are_slices(tmp_path: Path) -> None:
     pairs = [{"image": f"{i}.jpg", "caption": "a dog"} for i in range(5)]
     (tmp_path / "train.json").write_text(json.dumps(pairs))
