@@ -6,6 +6,7 @@ stdout is the result (`--json` for machines), stderr has progress and logs. Exit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -151,22 +152,21 @@ def run(
         },
         overrides=overrides or (),
     )
-    summary = run_job(
-        resolved,
-        Where(
-            input=input_url,
-            output=output_url,
-            human=human,
-            human_images=human_images,
-            allow_unfinished=allow_unfinished,
-            overwrite=overwrite,
-            limit=limit,
-            local=local,
-            address=address,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-        ),
+    where = Where(
+        input=input_url,
+        output=output_url,
+        human=human,
+        human_images=human_images,
+        allow_unfinished=allow_unfinished,
+        overwrite=overwrite,
+        limit=limit,
+        local=local,
+        address=address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
     )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a worker dies
+        summary = run_job(resolved, where)
     _print(summary.to_dict() if as_json else summary_text(summary))
     if summary.shards_failed:
         raise typer.Exit(1)
@@ -203,7 +203,7 @@ def verify(
 @app.command()
 def ingest(
     urls: Annotated[
-        str, typer.Argument(metavar="URLS", help="A parquet, csv or tsv of image URLs and captions.")
+        str, typer.Argument(metavar="URLS", help="A parquet, csv or tsv of URLs and captions.")
     ],
     output_url: Annotated[
         str, typer.Argument(metavar="OUTPUT", help="Folder of the img2dataset shards.")
@@ -251,6 +251,8 @@ def ingest(
         allow_private_hosts=allow_private_hosts,
     )
     _print(found.to_dict() if as_json else ingested_text(found))
+    if found.shards_failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -88,7 +88,7 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **settings)
         return

@@ -126,21 +126,22 @@ def run(config: RunConfig, where: Where) -> Summary:
     for commit in plan.done:
         total.merge(Tally.from_dict(commit.counts))
     with Progress(shards=len(works)) as progress:
-        failed = (
-            execute(_start(task, where, len(works)), works, where.output, progress) if works else []
-        )
-        total.merge(progress.tally)
-        return Summary(
-            output=where.output,
-            shards_done=progress.shards_done,
-            shards_before=len(plan.done),
-            shards_failed=tuple(failed),
-            unfinished=inputs.unfinished,
-            left_by_limit=left,
-            images=progress.tally.read,
-            seconds=progress.seconds,
-            tally=total,
-        )
+        failed = []
+        if works:
+            failed = execute(_start(task, where, len(works)), works, where.output, progress)
+            files.clean_temporary(where.output, older_than_s=0)  # of workers that died meanwhile
+    total.merge(progress.tally)
+    return Summary(
+        output=where.output,
+        shards_done=progress.shards_done,
+        shards_before=len(plan.done),
+        shards_failed=tuple(failed),
+        unfinished=inputs.unfinished,
+        left_by_limit=left,
+        images=progress.tally.read,
+        seconds=progress.seconds,
+        tally=total,
+    )
 
 
 def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from capfilt.ingest import Ingested
 from capfilt.record import Source, Verdict
 from capfilt.run.job import Summary
 from capfilt.run.progress import duration
@@ -54,6 +55,25 @@ def status_text(status: Status) -> RenderableType:
         facts[role] = f"{identity['source']} (sha256 {identity['sha256'][:12]})"
     failed = [f"failed shard {f.shard}: {f.error}" for f in status.failures]
     return _page(status.output, facts, status.tally, failed)
+
+
+def ingested_text(found: Ingested) -> RenderableType:
+    """What came of a download."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("output", escape(found.output))
+    table.add_row("shards", f"{found.shards:,}")
+    table.add_row(
+        "images", f"{found.succeeded:,} of {found.rows:,} URLs, {found.failed:,} failures"
+    )
+    for reason, count in sorted(found.failures.items(), key=lambda item: -item[1]):
+        table.add_row("", escape(f"{count:,} {reason}"))
+    lines = [
+        f"shard {name} failed as a whole; run the same command again"
+        for name in found.shards_failed
+    ]
+    return Group(table, *map(escape, lines))
 
 
 def verification_text(found: Verification) -> RenderableType:

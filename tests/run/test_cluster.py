@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from capfilt.config import RunConfig
+from capfilt.config import RunConfig, resolve
 from capfilt.errors import ConfigError
 from capfilt.io.inputs import find_shards
 from capfilt.run.engine import Done, GaveUp, Outcome, Work
@@ -122,9 +122,10 @@ def test_cluster_worker_killed_in_mid_shard_changes_nothing(
     [victim] = [pid for pid, line in descendants(process.pid) if line.startswith("ray::Actor")]
     os.kill(victim, signal.SIGKILL)
     assert len(commits(tmp_path)) < SHARDS, "the kill came too late to mean anything"
-    _, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err.decode()
     assert "a worker died and is replaced" in err.decode()
+    assert json.loads(out)["shards"]["done"] == SHARDS
     assert hashes(tmp_path) == hashes(undisturbed)
     assert commits(tmp_path) == commits(undisturbed)
     assert verify(str(tmp_path)).problems == ()
@@ -184,13 +185,19 @@ def test_cluster_shard_that_kills_workers_fails_alone(
 ) -> None:
     from capfilt.run.cluster import ClusterEngine, resources
 
+    config = resolve(options={"captioner": config.captioner, "filter": "none"})
     task = Task(config, inspect_models(config), str(tmp_path))
     with ray_on_this_machine():
         needs = resources(workers=1, gpus_per_worker=0, shards=4)
         engine = ClusterEngine(task, needs, deadly_worker)
         works = [Work(shard) for shard in find_shards(web).shards]
         outcomes: list[Outcome] = [o for o in engine.execute(works) if o is not None]
-    assert {o.commit.shard for o in outcomes if isinstance(o, Done)} == {"00000", "00001", "00003"}
+    errors = [o.error for o in outcomes if isinstance(o, GaveUp)]
+    assert {o.commit.shard for o in outcomes if isinstance(o, Done)} == {
+        "00000",
+        "00001",
+        "00003",
+    }, errors
     [failed] = [o for o in outcomes if isinstance(o, GaveUp)]
     assert (failed.shard.id, failed.attempts) == ("00002", 3)
     assert "died while it held this shard alone" in failed.error
