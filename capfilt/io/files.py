@@ -32,6 +32,7 @@ from capfilt.errors import CapfiltError, CommitError, InputError
 _READ_BLOCK_BYTES = 8 * 2**20
 _BUFFER_BYTES = 2**20
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of our package
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # have no folders
 # Errors of the network libraries that are no OSError: (module, class).
 _FOREIGN_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
@@ -369,7 +370,9 @@ def _publish(path: Path, url: str) -> Published:
         return published
     try:
         fs.put_file(str(path), target)
-    except FileNotFoundError:  # a store that has real folders; object stores need none
+    except FileNotFoundError:
+        if url.partition("://")[0] in _BUCKETS:  # making folders would make a misspelt bucket
+            raise
         fs.makedirs(fs._parent(target), exist_ok=True)
         fs.put_file(str(path), target)
     return published

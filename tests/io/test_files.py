@@ -221,3 +221,26 @@ def test_absolute_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_parent_of_places(url: str, expected: str) -> None:
     assert files.parent(url) == expected
+
+
+def test_list_folder_sees_what_another_process_put(s3: str) -> None:
+    import boto3
+
+    files.write_bytes(f"{s3}/in/a.tar", b"x")
+    assert [entry.name for entry in files.list_folder(f"{s3}/in")] == ["a.tar"]
+    bucket = s3.removeprefix("s3://")
+    client = boto3.client("s3", region_name="us-east-1")
+    client.put_object(Bucket=bucket, Key="in/b.tar", Body=b"x")
+    client.put_object(Bucket=bucket, Key="in/a.tar", Body=b"longer")
+    found = [(entry.name, entry.size_bytes) for entry in files.list_folder(f"{s3}/in")]
+    assert found == [("a.tar", 6), ("b.tar", 1)]
+    assert [entry.name for entry in files.find(f"{s3}/in")] == ["a.tar", "b.tar"]
+    with files.open_read(f"{s3}/in/a.tar") as file:
+        assert file.read() == b"longer"
+
+
+def test_list_folder_of_a_missing_bucket_is_one_line(s3_server: None) -> None:
+    with pytest.raises(InputError, match=r"^s3://no-such-bucket/in: not found$"):
+        files.list_folder("s3://no-such-bucket/in")
+    with pytest.raises(CommitError, match=r"^s3://no-such-bucket/x\.json: "):
+        files.write_bytes("s3://no-such-bucket/x.json", b"x")
