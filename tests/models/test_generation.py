@@ -142,7 +142,7 @@ def plain_nucleus(
     [
         CaptionConfig(per_image=2),
         CaptionConfig(top_p=0.5, repetition_penalty=1.0, min_length=0),
-        CaptionConfig(top_k=5, top_p=0.95, temperature=1.7, min_length=12),
+        CaptionConfig(top_k=5, top_p=0.6, temperature=1.7, min_length=12),
         CaptionConfig(top_p=1.0, temperature=0.5, repetition_penalty=2.0),
         CaptionConfig(top_k=3, top_p=1.0),
     ],
