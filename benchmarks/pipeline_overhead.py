@@ -104,7 +104,7 @@ def measure(count: int, batch_size: int, cpus: int, repeats: int) -> dict[str, A
         for attempt in range(repeats):
             bare.append(count / bare_loop(worker, batches, cpus))
             started = time.monotonic()
-            worker.process(shard, attempt=str(attempt), redo=attempt > 0)
+            worker.process(shard, redo=attempt > 0)
             run.append(count / (time.monotonic() - started))
     return {
         "images": count,

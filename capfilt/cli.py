@@ -138,7 +138,7 @@ def run(
     from capfilt.config import resolve
     from capfilt.run.job import Where
     from capfilt.run.job import run as run_job
-    from capfilt.run.show import summary_text
+    from capfilt.show import summary_text
 
     resolved = resolve(
         yaml_text=_read_config(config),
@@ -178,8 +178,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say how far a run is: shards by state, images and texts by verdict."""
-    from capfilt.run.show import status_text
     from capfilt.run.status import status as read_status
+    from capfilt.show import status_text
 
     found = read_status(output_url)
     _print(found.to_dict() if as_json else status_text(found))
@@ -191,8 +191,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every file of a run again and compare it with its commit: hashes and counts."""
-    from capfilt.run.show import verification_text
     from capfilt.run.verify import verify as verify_output
+    from capfilt.show import verification_text
 
     found = verify_output(output_url)
     _print(found.to_dict() if as_json else verification_text(found))
@@ -235,7 +235,7 @@ def ingest(
 ) -> None:
     """Download URLS with img2dataset, with defaults that suit CapFilt; run it again to resume."""
     from capfilt.ingest import ingest as download
-    from capfilt.run.show import ingested_text
+    from capfilt.show import ingested_text
 
     found = download(
         urls,

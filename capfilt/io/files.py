@@ -14,10 +14,9 @@ import os
 import stat
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -333,12 +332,14 @@ def write_bytes(url: str, data: bytes) -> Published:
     return publication.published
 
 
-def clean_temporary(root: str, *, older_than_s: float = 3600.0) -> list[str]:
+def clean_temporary(root: str, *, of: str = "") -> list[str]:
     """Remove what killed attempts have left below an output folder.
+
+    A writer that is alive after all finds its file gone when it publishes, and fails its attempt.
 
     Args:
         root: The output. Only local outputs can have left-overs; others are not touched.
-        older_than_s: Files changed more recently stay: another run may be writing them.
+        of: How the attempts' names start; "" for any.
 
     Returns:
         The removed paths, sorted.
@@ -348,13 +349,10 @@ def clean_temporary(root: str, *, older_than_s: float = 3600.0) -> list[str]:
         return []
     removed = []
     with storage_errors(root, CommitError):
-        for path in sorted(folder.rglob(".*.tmp")):
-            try:
-                if time.time() - path.stat().st_mtime >= older_than_s:
-                    path.unlink()
-                    removed.append(str(path))
-            except FileNotFoundError:  # its writer has just published it
-                continue
+        for path in sorted(folder.rglob(f".*.{of}*.tmp")):
+            with suppress(FileNotFoundError):  # its writer has just published it
+                path.unlink()
+                removed.append(str(path))
     return removed
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -57,8 +56,8 @@ class Actor:
     def load(self, task: Task, load_worker: LoadWorker, cpus: int) -> None:
         self._worker = load_worker(task, cpus)
 
-    def process(self, shard: InputShard, attempt: str, redo: bool) -> Commit:
-        return self._worker.process(shard, attempt=attempt, redo=redo)
+    def process(self, shard: InputShard, redo: bool) -> Commit:
+        return self._worker.process(shard, redo=redo)
 
     def in_flight(self) -> Tally:
         return self._worker.in_flight()
@@ -220,8 +219,7 @@ class ClusterEngine:
         return bool(self._queue or self._suspects or any(slot.running for slot in self._slots))
 
     def _submit(self, slot: _Slot, work: Work) -> None:
-        attempt = uuid.uuid4().hex[:12]
-        slot.running[slot.actor.process.remote(work.shard, attempt, work.redo)] = work
+        slot.running[slot.actor.process.remote(work.shard, work.redo)] = work
 
     def _finish(self, slot: _Slot, call: Any) -> Outcome | None:
         """Take the end of one call: of a worker's loading, or of a shard."""

@@ -114,7 +114,7 @@ def run(config: RunConfig, where: Where) -> Summary:
 
         connect(where.address)
     _settle_manifest(task, where, plan)
-    files.clean_temporary(where.output, older_than_s=0)
+    files.clean_temporary(where.output)
     _announce(plan, inputs, where)
     works = [Work(shard, redo=True) for shard in plan.stale] + [Work(s) for s in plan.todo]
     works.sort(key=lambda work: work.shard.id)
@@ -129,7 +129,7 @@ def run(config: RunConfig, where: Where) -> Summary:
         failed = []
         if works:
             failed = execute(_start(task, where, len(works)), works, where.output, progress)
-            files.clean_temporary(where.output, older_than_s=0)  # of workers that died meanwhile
+            files.clean_temporary(where.output, of=task.run_id)  # of workers that died meanwhile
     total.merge(progress.tally)
     return Summary(
         output=where.output,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -42,10 +41,7 @@ class LocalEngine:
                 while queue or running:
                     while queue and len(running) < IN_FLIGHT:
                         work = queue.popleft()
-                        attempt = uuid.uuid4().hex[:12]
-                        future = pool.submit(
-                            self._worker.process, work.shard, attempt=attempt, redo=work.redo
-                        )
+                        future = pool.submit(self._worker.process, work.shard, redo=work.redo)
                         running[future] = work
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     if not done:

@@ -22,7 +22,6 @@ LIBRARIES = (
     "pillow",
     "simplejpeg",
     "pyarrow",
-    "webdataset",
 )
 
 

@@ -18,6 +18,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -100,18 +101,18 @@ class Worker:
         at_once = 1 if torch.cuda.is_available() else cpus
         return cls(task, captioner, filter_, batches_at_once=at_once)
 
-    def process(self, shard: InputShard, *, attempt: str, redo: bool = False) -> Commit:
+    def process(self, shard: InputShard, *, redo: bool = False) -> Commit:
         """Take one shard all the way to its commit.
 
         Args:
             shard: What to read.
-            attempt: Names this attempt's temporary files; unique among all attempts of a run.
             redo: An older commit of this shard is stale and goes before its files are replaced.
 
         Raises:
             InputError: The shard cannot be read in full. Nothing of it is committed.
         """
         started = time.monotonic()
+        attempt = f"{self.task.run_id}-{uuid.uuid4().hex[:8]}"
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:

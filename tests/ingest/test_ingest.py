@@ -1,7 +1,13 @@
+import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +195,58 @@ def test_ingest_broken_list_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("caption,url\na,b\na,b,c,d\n")
     with pytest.raises(InputError, match="Expected 2 columns"):
         ingest(str(tmp_path / "list.csv"), str(tmp_path / "web"), processes=1)
+
+
+def test_ingest_without_img2dataset_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "img2dataset", None)
+    with pytest.raises(ConfigError, match=r"pip install 'capfilt\[ingest\]'"):
+        ingest("list.csv", str(tmp_path))
+
+
+def test_ingest_killed_takes_its_processes_along_and_the_next_finishes(
+    tmp_path: Path, web: WebServer
+) -> None:
+    web.put("/a.jpg", encoded(picture()))
+    web.put("/b.jpg", encoded(picture()), wait_s=60)
+    lines = [f"a picture,{web.url(path)}" for path in ("/a.jpg", "/a.jpg", "/b.jpg", "/b.jpg")]
+    (tmp_path / "list.csv").write_text("\n".join(["caption,url", *lines]) + "\n")
+    output = tmp_path / "web"
+    arguments = (str(tmp_path / "list.csv"), str(output))
+    options = {"samples_per_shard": 2, "processes": 1, "threads": 2, "retries": 0}
+    script = (
+        "from capfilt.ingest import ingest\n"
+        f"ingest(*{arguments!r}, allow_private_hosts=True, **{options!r})\n"
+    )
+    group = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    try:
+        wait_until(lambda: (output / "00000_stats.json").exists() and "/b.jpg" in web.requests)
+        assert len(processes_of_session(group.pid)) > 3
+        group.kill()  # the caller alone, as a machine's memory guard would
+        group.wait()
+        wait_until(lambda: not processes_of_session(group.pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group.pid, signal.SIGKILL)
+    assert not (output / "00001_stats.json").exists()
+    web.put("/b.jpg", encoded(picture()))
+    web.requests.clear()
+    found = ingest(*arguments, allow_private_hosts=True, **options)  # type: ignore[arg-type]
+    assert (found.shards, found.succeeded) == (2, 4)
+    assert web.requests == ["/b.jpg", "/b.jpg"]
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.1)
+
+
+def processes_of_session(session: int) -> list[str]:
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(session)], capture_output=True)
+    return listed.stdout.decode().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,11 @@ def test_worker_memory_does_not_grow_with_shards_or_their_size(tmp_path: Path) -
         write_tar(tmp_path / "web" / f"{index}.tar", image, count)
     worker = make_worker(tmp_path, Flow())
     *small, large = find_shards(str(tmp_path / "web")).shards
-    worker.process(small[0], attempt="warm-up")
+    worker.process(small[0])
     peaks = []
     for shard in [*small[1:], large]:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        worker.process(shard, attempt="a")
+        worker.process(shard)
         peaks.append(peak_mb())
     assert peaks[2] - peaks[0] < 10
     grown = peaks[-1] - peaks[0]
@@ -108,7 +108,7 @@ def test_worker_batches_are_full_whatever_fails_between(tmp_path: Path) -> None:
                 tar.addfile(member, io.BytesIO(content))
     flow = Flow()
     [shard] = find_shards(str(tmp_path / "web")).shards
-    commit = make_worker(tmp_path, flow).process(shard, attempt="a")
+    commit = make_worker(tmp_path, flow).process(shard)
     assert [len(batch) for batch in flow.batches] == [16, 16, 8]
     assert [k for batch in flow.batches for k in batch] == [
         f"{i:06d}" for i in range(50) if i % 5 != 1
@@ -137,10 +137,7 @@ def test_worker_takes_two_shards_at_once_but_its_models_one_batch(tmp_path: Path
     flow = OneAtATime()
     worker = make_worker(tmp_path, flow)
     shards = find_shards(str(tmp_path / "web")).shards
-    threads = [
-        threading.Thread(target=worker.process, args=(shard,), kwargs={"attempt": "a"})
-        for shard in shards
-    ]
+    threads = [threading.Thread(target=worker.process, args=(shard,)) for shard in shards]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -154,14 +151,14 @@ def test_worker_reads_and_writes_while_its_models_work(tmp_path: Path) -> None:
     write_tar(tmp_path / "web" / "0.tar", noise_jpeg(300), 256)
     [shard] = find_shards(str(tmp_path / "web")).shards
     idle = make_worker(tmp_path, Flow())
-    idle.process(shard, attempt="warm-up")
+    idle.process(shard)
     started = time.monotonic()
-    idle.process(shard, attempt="a", redo=True)
+    idle.process(shard, redo=True)
     around = time.monotonic() - started  # everything but the models
     slow = Flow(seconds=2 * around / 16)
     worker = make_worker(tmp_path, slow)
     started = time.monotonic()
-    worker.process(shard, attempt="a", redo=True)
+    worker.process(shard, redo=True)
     took = time.monotonic() - started
     assert took < 2 * around + 0.6 * around, f"{took:.2f} s, models {2 * around:.2f} s"
 
