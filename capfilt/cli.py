@@ -285,7 +285,8 @@ def _print(result: Any) -> None:
     else:
         from rich.console import Console
 
-        Console().print(result)
+        # In a pipe or a file, lines are not broken: they are for grep.
+        Console(width=None if sys.stdout.isatty() else 1000).print(result)
 
 
 if __name__ == "__main__":

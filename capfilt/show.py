@@ -84,7 +84,8 @@ def verification_text(found: Verification) -> RenderableType:
             f"{len(found.uncommitted)} files belong to no commit (left by a killed run; "
             f"harmless): {escape(', '.join(found.uncommitted[:3]))}"
         )
-    verdict = f"{len(found.problems)} problems" if found.problems else "all as committed"
+    count = len(found.problems)
+    verdict = f"{count} problem{'s' * (count > 1)}" if count else "all as committed"
     lines.append(
         f"{escape(found.output)}: {found.shards:,} shards, "
         f"{found.size_bytes / 1e6:,.1f} MB read again: {verdict}"

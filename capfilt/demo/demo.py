@@ -2,6 +2,8 @@
 
     pictures --serve--> ingest --> <folder>/web --run--> <folder>/dataset --verify
 
+The last three are the stage `bootstrap` (pipelines/bootstrap.py).
+
 The models are made on the spot and untrained, so what they write and score is without meaning: a
 demonstration of the machinery, in a minute and without a download.
 """
@@ -16,15 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 
+from capfilt import catalog
 from capfilt.config import resolve
 from capfilt.demo.pictures import WORDS, Picture, make_pictures, write_list
 from capfilt.demo.serve import serve
 from capfilt.demo.tiny import make_captioner, make_filter, tokenizer
 from capfilt.errors import ConfigError
-from capfilt.ingest import Ingested, ingest
-from capfilt.record import Verdict
-from capfilt.run.job import Summary, Where, run
-from capfilt.run.verify import verify
+from capfilt.ingest import Ingested
+from capfilt.run.job import Summary
+from capfilt.run.verify import Verification
+from capfilt.show import summary_text, verification_text
 
 _IMAGE_SIZE = 96  # pixels, of the models
 _SHARDS = 4
@@ -62,11 +65,6 @@ def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
         f"{kinds['other']} of another picture, {kinds['junk']} junk, "
         f"{pictures - sum(kinds.values())} empty.")  # fmt: skip
 
-    found = _download(folder, drawn)
-    failures = ", ".join(f"{count} {name}" for name, count in found.failures.items())
-    say(f"2. Served them on 127.0.0.1 and downloaded {found.rows} URLs into {found.shards} shards: "
-        f"{found.succeeded} images, {found.failed} failures ({escape(failures)}).")  # fmt: skip
-
     names = tokenizer([*WORDS, *_WEB_WORDS])
     sizes = {"image_size": _IMAGE_SIZE, "patch_size": 16}
     if not (folder / "captioner" / "config.json").exists():
@@ -74,22 +72,16 @@ def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
     if not (folder / "filter" / "config.json").exists():
         # This seed is one of those with which the scores lie on both sides of one half.
         make_filter(folder / "filter", seed=1, names=names, **sizes)
-    say("3. Made an untrained captioner and filter.")
+    say("2. Made an untrained captioner and filter.")
 
-    config = resolve(
-        options={
-            "captioner": str(folder / "captioner"),
-            "filter": str(folder / "filter"),
-            "seed": seed,
-        }
-    )
-    summary = run(
-        config, Where(input=str(folder / "web"), output=str(folder / "dataset"), local=True)
-    )
-    kept = summary.tally.samples[Verdict.KEPT]
-    say(f"4. Captioned and filtered: {kept} of {summary.tally.read} images keep a text.")
-    problems = verify(str(folder / "dataset")).problems
-    say("5. Read everything again: " + ("all as committed." if not problems else f"{problems}"))
+    found, summary, verified = _bootstrap(folder, drawn, seed)
+    failures = ", ".join(f"{count} {name}" for name, count in found.failures.items())
+    say(f"3. Served them on 127.0.0.1 and downloaded {found.rows} URLs into {found.shards} shards: "
+        f"{found.succeeded} images, {found.failed} failures ({escape(failures)}).")  # fmt: skip
+    say("4. Captioned and filtered them on Ray:")
+    say(summary_text(summary))
+    say("5. Read everything again:")
+    say(verification_text(verified))
     say(f"\nThe dataset is {folder / 'dataset' / 'data'}, the score of every text beside it in "
         f"{folder / 'dataset' / 'ledger'}.\nWith trained models: capfilt run {folder / 'web'} OUT "
         "--captioner Salesforce/blip-image-captioning-base --filter Salesforce/blip-itm-base-coco"
@@ -118,17 +110,26 @@ def _draw(folder: Path, count: int, seed: int) -> list[Picture]:
     return drawn
 
 
-def _download(folder: Path, drawn: list[Picture]) -> Ingested:
+def _bootstrap(
+    folder: Path, drawn: list[Picture], seed: int
+) -> tuple[Ingested, Summary, Verification]:
     listed = [*drawn, *(Picture(name, "", "not a picture", "junk") for name in _FAULTS)]
+    config = resolve(
+        options={
+            "captioner": str(folder / "captioner"),
+            "filter": str(folder / "filter"),
+            "seed": seed,
+        }
+    )
+    stage = catalog.stage("bootstrap")["bootstrap"]
     with serve(folder / "pictures") as base_url:
         # Another port each time: shards that are done keep the URLs that they were fetched from.
         write_list(folder / "urls.parquet", listed, base_url)
-        return ingest(
+        result: tuple[Ingested, Summary, Verification] = stage(
             str(folder / "urls.parquet"),
-            str(folder / "web"),
-            allow_private_hosts=["127.0.0.1"],
+            str(folder),
+            config,
+            private_hosts=["127.0.0.1"],
             samples_per_shard=math.ceil(len(listed) / _SHARDS),
-            processes=1,
-            threads=8,
-            retries=0,
         )
+    return result

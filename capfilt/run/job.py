@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from capfilt.config import NONE, RunConfig
@@ -106,6 +107,7 @@ def run(config: RunConfig, where: Where) -> Summary:
     Raises:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
     """
+    config, where = _absolute(config, where)
     task = Task(config, inspect_models(config), where.output)
     inputs = _find(where)
     plan = make_plan(inputs.shards, list_commits(where.output), task.fingerprint)
@@ -158,6 +160,23 @@ def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
     if config.filter != NONE:
         found["filter"] = inspect(config.filter, "filter")
     return found
+
+
+def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
+    """Local paths as every worker finds them, whatever its current folder."""
+    models: dict[str, Any] = {
+        role: files.absolute(source)
+        for role, source in (("captioner", config.captioner), ("filter", config.filter))
+        if Path(source).is_dir()  # else a hub id, or none
+    }
+    where = replace(
+        where,
+        input=files.absolute(where.input),
+        output=files.absolute(where.output),
+        human=where.human and files.absolute(where.human),
+        human_images=where.human_images and files.absolute(where.human_images),
+    )
+    return replace(config, **models), where
 
 
 def _find(where: Where) -> Inputs:

@@ -70,38 +70,37 @@ class Progress:
             self._shown_at = time.monotonic()
             print(self._line(now), file=sys.stderr, flush=True)
 
-    def _facts(self, now: Tally) -> dict[str, str]:
+    def _speed(self, now: Tally) -> list[str]:
         # A shard that just ended may be missing from both counts for a moment.
         self._most_images = max(self._most_images, now.read)
         ended = self.shards_done + self.shards_failed
-        left = (self._shards - ended) * self.seconds / ended if ended else None
-        facts = {
-            "shards": f"{ended:,}/{self._shards:,}",
-            "images": f"{self._most_images:,}",
-            "images/s": f"{self._most_images / max(self.seconds, 1e-9):,.1f}",
-        }
-        for source in Source:
-            share = now.kept_share(source)
-            if share is not None:
-                facts[f"{source} kept"] = f"{share:.1%}"
+        left = duration((self._shards - ended) * self.seconds / ended) if ended else "..."
+        return [
+            f"{ended:,}/{self._shards:,} shards",
+            f"{self._most_images:,} images",
+            f"{self._most_images / max(self.seconds, 1e-9):,.1f} images/s",
+            f"{left} left",
+        ]
+
+    def _quality(self, now: Tally) -> list[str]:
+        shares = ((source, now.kept_share(source)) for source in Source)
+        facts = [f"{source} {share:.1%} kept" for source, share in shares if share is not None]
         if now.noise_ratio is not None:
-            facts["noise ratio"] = f"{now.noise_ratio:.1%}"
-        failed = now.samples[Verdict.FAILED]
-        facts["failed"] = f"{failed:,} images, {self.shards_failed:,} shards"
-        facts["time left"] = "..." if left is None else duration(left)
+            facts.append(f"noise ratio {now.noise_ratio:.1%}")
+        facts.append(f"{now.samples[Verdict.FAILED]:,} images failed")
+        if self.shards_failed:
+            facts.append(f"{self.shards_failed:,} shards failed")
         return facts
 
     def _line(self, now: Tally) -> str:
-        return "capfilt: " + " | ".join(f"{name} {v}" for name, v in self._facts(now).items())
+        return "capfilt: " + " | ".join(self._speed(now) + self._quality(now))
 
     def _block(self, now: Tally) -> RenderableType:
-        facts = self._facts(now)
-        table = Table.grid(padding=(0, 3))
-        names, values = list(facts), list(facts.values())
-        table.add_row(*(Line(name, style="dim") for name in names))
-        table.add_row(*values)
         ended = self.shards_done + self.shards_failed
-        return Group(ProgressBar(total=self._shards, completed=ended, width=72), table)
+        first = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=self._shards, completed=ended, width=20)
+        first.add_row(bar, " · ".join(self._speed(now)))
+        return Group(first, Line(" · ".join(self._quality(now)), style="dim"))
 
 
 def duration(seconds: float) -> str:
