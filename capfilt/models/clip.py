@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ class ClipFilter:
         self.identity = identity
         self.pixels = PixelSpec(size=model.config.vision_config.image_size, crop=True)
         self._tokenizer = tokenizer
+        # Padding and truncation are settings of the tokenizer: one thread at a time.
+        self._lock = threading.Lock()
         self._mean, self._std = (
             torch.tensor(values, device=model.device).view(1, 3, 1, 1) * 255
             for values in (statistics.mean, statistics.std)
@@ -52,13 +55,15 @@ class ClipFilter:
         return F.normalize(self.model.visual_projection(output.pooler_output).float(), dim=-1)
 
     def _texts(self, texts: list[str]) -> Tensor:  # B texts -> [B, E] of length 1
-        encoded = self._tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.model.device)
+        with self._lock:
+            encoded = self._tokenizer(
+                texts,
+                padding=True,
+                truncation=True,
+                max_length=self.model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            )
+        encoded = encoded.to(self.model.device)
         output = self.model.text_model(
             input_ids=encoded.input_ids, attention_mask=encoded.attention_mask
         )

@@ -7,6 +7,7 @@ is the last row of the embedding, as in BLIP's code.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +25,13 @@ FILES = (
 
 
 class Vocabulary:
-    """Texts to token ids and back."""
+    """Texts to token ids and back. Safe to call from several threads."""
 
     def __init__(self, tokenizer: BertTokenizer, *, start: int, end: int, size: int) -> None:
         self._tokenizer = tokenizer
+        # A tokenizer keeps truncation as a setting of its own, and raises "Already borrowed" when
+        # one thread changes it while another encodes. A batch takes about a millisecond.
+        self._lock = threading.Lock()
         self.start = start  # [DEC]
         self.end = end  # [SEP]
         self.first_to_match = tokenizer.get_vocab().get("[ENC]", size - 1)
@@ -66,13 +70,15 @@ class Vocabulary:
 
     def prompt(self, text: str) -> list[int]:
         """What a caption starts from: `[DEC]` and the prompt's tokens."""
-        return [self.start, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        with self._lock:
+            return [self.start, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def encode(self, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
         """`[CLS]`, tokens, `[SEP]` of each text, cut to `max_tokens` in all."""
         if not texts:
             return []
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=max_tokens)
+        with self._lock:
+            encoded = self._tokenizer(list(texts), truncation=True, max_length=max_tokens)
         return encoded["input_ids"]  # type: ignore[no-any-return]
 
     def decode(self, prompt: Sequence[int], caption: Sequence[int]) -> str:
@@ -84,5 +90,6 @@ class Vocabulary:
         return whole.removeprefix(lead).strip()
 
     def _decode(self, ids: Sequence[int]) -> str:
-        known = [i for i in ids if i != self.start and i < len(self._tokenizer)]
-        return self._tokenizer.decode(known, skip_special_tokens=True)  # type: ignore[no-any-return]
+        with self._lock:
+            known = [i for i in ids if i != self.start and i < len(self._tokenizer)]
+            return self._tokenizer.decode(known, skip_special_tokens=True)  # type: ignore[no-any-return]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_image_passes_the_tower_once_however_many_texts(clip_folder: Path) -> No
     assert passes == [2]
     assert filter_.score(list(make_images(1)), [[]]) == [[]]
     assert passes == [2]
+
+
+def test_four_threads_at_once_get_what_one_gets(clip_folder: Path) -> None:
+    filter_, images = load(clip_folder), list(make_images(1))
+    batches = [[["a dog " * n] * 20] for n in (1, 4, 9, 30)]  # four paddings, with and without cut
+    expected = [filter_.score(images, batch) for batch in batches]
+
+    def work(index: int) -> None:
+        for _ in range(25):
+            assert filter_.score(images, batches[index]) == expected[index]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_clip_asks_for_the_centre_crop(clip_folder: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from capfilt.models.vocabulary import Vocabulary
@@ -44,3 +46,19 @@ def test_decode_skips_added_tokens_that_the_tokenizer_may_not_know(vocabulary: V
     prompt = vocabulary.prompt("a")
     odd = [*ids("dog", "[DEC]", "[ENC]", "[MASK]", "tree"), len(checkpoints.tokenizer()) + 1]
     assert vocabulary.decode(prompt, odd) == "dog tree"
+
+
+def test_four_threads_at_once_get_what_one_gets(vocabulary: Vocabulary) -> None:
+    # Each thread asks for another truncation, which is what the tokenizer shares.
+    texts = ["a dog in the snow on the street "] * 40
+    prompt, caption = vocabulary.prompt("a picture of "), ids("a", "dog")
+    expected = {n: vocabulary.encode(texts, max_tokens=n) for n in range(4, 8)}
+
+    def work(length: int) -> None:
+        for _ in range(200):
+            assert vocabulary.encode(texts, max_tokens=length) == expected[length]
+            assert vocabulary.prompt("a picture of ") == prompt
+            assert vocabulary.decode(prompt, caption) == "a dog"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, expected))
