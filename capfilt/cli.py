@@ -28,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130  # typer's exit code for Ctrl-C
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -40,9 +42,12 @@ def main() -> None:
             raise
         print(f"capfilt: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("capfilt: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print(
+                "capfilt: interrupted; the same command goes on where it stopped", file=sys.stderr
+            )
+        raise
 
 
 def _debugging() -> bool:

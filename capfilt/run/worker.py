@@ -27,7 +27,7 @@ from functools import partial
 
 import torch
 
-from capfilt.errors import ModelError
+from capfilt.errors import InputError, ModelError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, remove_commit, write_commit
 from capfilt.io.ledger import LedgerWriter
@@ -74,6 +74,7 @@ class Worker:
         self._models = ThreadPoolExecutor(batches_at_once, thread_name_prefix="models")
         threads = compute.decode_threads or min(8, len(os.sched_getaffinity(0)))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._closed = threading.Event()
         self._tallies: dict[str, Tally] = {}  # of the shards in flight
         self._lock = threading.Lock()  # `in_flight` reads them from another thread
 
@@ -150,7 +151,8 @@ class Worker:
         return total
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop: a shard in flight fails after its present batch and leaves nothing behind."""
+        self._closed.set()
         for pool in (self._models, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -191,6 +193,8 @@ class Worker:
         good = 0
         samples = read_samples(shard, self.task.config.images)
         for decoded in in_order(self._decoders, self._decode, samples, most=self._batch_size):
+            if self._closed.is_set():
+                raise InputError(f"shard {shard.id}: given back, the worker is closing")
             batch.append(decoded)
             good += decoded.sample.problem is None
             if good == self._batch_size or len(batch) == 4 * self._batch_size:

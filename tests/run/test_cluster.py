@@ -218,3 +218,32 @@ def test_cluster_unreachable_address_is_one_line(
     with pytest.raises(ConfigError, match=r"--address 127.0.0.1:1: no Ray cluster answers"):
         run(config, Where(web, str(tmp_path / "out"), address="127.0.0.1:1"))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    process = command(big_web, tmp_path, captioner, filter_, "--local")
+    wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
+    wait_for(lambda: half_written(tmp_path))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
+    assert "Traceback" not in err.decode()
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert 0 < len(commits(tmp_path)) < SHARDS
+    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=180)
+    assert hashes(tmp_path) == hashes(undisturbed)
+
+
+def test_two_drivers_on_one_output_end_in_the_same_bytes(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    drivers = [command(big_web, tmp_path, captioner, filter_, "--local") for _ in range(2)]
+    for driver in drivers:
+        _, err = driver.communicate(timeout=180)
+        assert driver.returncode == 0, err.decode()
+    assert hashes(tmp_path) == hashes(undisturbed)
+    assert commits(tmp_path) == commits(undisturbed)
+    assert list(tmp_path.rglob("*.tmp")) == []
