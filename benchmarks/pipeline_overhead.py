@@ -34,7 +34,7 @@ from capfilt.models import images
 from capfilt.run.flow import in_order
 from capfilt.run.job import inspect_models
 from capfilt.run.task import Task
-from capfilt.run.worker import Worker
+from capfilt.run.worker import Worker, one_thread_per_operation
 
 
 def make_shard(path: Path, count: int) -> None:
@@ -69,7 +69,7 @@ def bare_loop(worker: Worker, batches: list[Batch], cpus: int) -> float:
         filter_.score(pixels, [[text, *of] for text, of in zip(texts, captions, strict=True)])
 
     started = time.monotonic()
-    with ThreadPoolExecutor(cpus) as pool:
+    with ThreadPoolExecutor(cpus, initializer=one_thread_per_operation) as pool:
         for _ in in_order(pool, both, batches, most=cpus + 1):
             pass
     return time.monotonic() - started

@@ -89,6 +89,7 @@ def connect(address: str | None) -> None:
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
+        log.info("starting Ray on this machine")
         ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **settings)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")

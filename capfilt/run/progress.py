@@ -31,6 +31,7 @@ class Progress:
         self.shards_failed = 0
         self._shards = shards
         self._started = time.monotonic()
+        self._working_since = self._started
         self._shown_at = self._started
         self._most_images = 0
         is_terminal = sys.stderr.isatty() and sys.stdout.isatty()
@@ -73,12 +74,15 @@ class Progress:
     def _speed(self, now: Tally) -> list[str]:
         # A shard that just ended may be missing from both counts for a moment.
         self._most_images = max(self._most_images, now.read)
+        if not self._most_images:
+            self._working_since = time.monotonic()  # models are still being loaded
+        working_s = time.monotonic() - self._working_since
         ended = self.shards_done + self.shards_failed
-        left = duration((self._shards - ended) * self.seconds / ended) if ended else "..."
+        left = duration((self._shards - ended) * working_s / ended) if ended else "..."
         return [
             f"{ended:,}/{self._shards:,} shards",
             f"{self._most_images:,} images",
-            f"{self._most_images / max(self.seconds, 1e-9):,.1f} images/s",
+            f"{self._most_images / max(working_s, 1.0):,.1f} images/s",
             f"{left} left",
         ]
 

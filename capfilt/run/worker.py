@@ -71,9 +71,13 @@ class Worker:
         cuda = torch.cuda.is_available()
         self._batch_size = compute.batch_size or (CUDA_BATCH if cuda else CPU_BATCH)
         self._batches_at_once = batches_at_once
-        self._models = ThreadPoolExecutor(batches_at_once, thread_name_prefix="models")
+        self._models = ThreadPoolExecutor(
+            batches_at_once, thread_name_prefix="models", initializer=one_thread_per_operation
+        )
         threads = compute.decode_threads or min(8, len(os.sched_getaffinity(0)))
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(
+            threads, thread_name_prefix="decode", initializer=one_thread_per_operation
+        )
         self._closed = threading.Event()
         self._tallies: dict[str, Tally] = {}  # of the shards in flight
         self._lock = threading.Lock()  # `in_flight` reads them from another thread
@@ -87,7 +91,7 @@ class Worker:
         """
         from capfilt.models.load import load_captioner, load_filter
 
-        torch.set_num_threads(1)
+        one_thread_per_operation()
         config = task.config
         precision = config.compute.precision
         captioner = filter_ = None
@@ -222,6 +226,11 @@ class Worker:
         with self._lock:
             for annotated in batch:
                 tally.add(annotated)
+
+
+def one_thread_per_operation() -> None:
+    """Let an operation of torch use the calling thread alone; OpenMP wants to hear it in each."""
+    torch.set_num_threads(1)
 
 
 def _record(published: files.Published) -> OutputRecord:
