@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,12 @@ def main() -> None:
         if _debugging():
             raise
         print(f"capfilt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if _debugging():
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"capfilt: unexpected {what} (capfilt --debug ... shows where)", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:
@@ -170,8 +177,10 @@ def run(
         workers=workers,
         gpus_per_worker=gpus_per_worker,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: give shards back
+    live = sys.stdout.isatty() and sys.stderr.isatty()
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a worker dies
-        summary = run_job(resolved, where)
+        summary = run_job(resolved, where, live=live)
     _print(summary.to_dict() if as_json else summary_text(summary))
     if summary.shards_failed:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,11 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the hardware is used. Of these, only `precision` can change a result."""
+    """How the hardware is used.
+
+    Of these only `precision` is part of the fingerprint. The batch size changes the last digits of
+    a score (about 1e-6 in fp32), as hardware and library versions do, but no caption.
+    """
 
     batch_size: int = 0  # images; 0: 64 on CUDA, 8 on a CPU core
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
@@ -225,8 +230,9 @@ def resolve(
         ConfigError: An unknown key or preset, a value of the wrong type or out of range.
     """
     from_file = _parse_yaml(yaml_text, yaml_name)
-    preset_in_file = from_file.pop("preset", None)
-    name = preset or preset_in_file or "blip"
+    from_overrides = _parse_overrides(overrides)
+    in_file = from_file.pop("preset", None)
+    name = from_overrides.pop("preset", None) or preset or in_file or "blip"
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"preset: {name!r} is none of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
@@ -235,11 +241,7 @@ def resolve(
     for key, value in (options or {}).items():
         if value is not None:
             _merge(tree, _nest(key, value))
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override}: write it as key=value, e.g. captions.top_p=0.95")
-        _merge(tree, _nest(key.strip(), _yaml(value, f"--set {override}")))
+    _merge(tree, from_overrides)
     return build(RunConfig, tree)
 
 
@@ -302,6 +304,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         value = NONE  # YAML's own `null` for a module means the same as `none`
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: must be a finite number, is {value}")
     if type(value) is not hint:
         raise ConfigError(f"{key}: must be of type {hint.__name__}, is {value!r}")
     return value
@@ -313,6 +317,16 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{name}: must be a mapping of config keys")
+    return tree
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as key=value, e.g. captions.top_p=0.95")
+        _merge(tree, _nest(key.strip(), _yaml(value, f"--set {override}")))
     return tree
 
 

@@ -26,6 +26,12 @@ def test_resolve_preset_option_beats_yaml() -> None:
     assert config == resolve(options=MODELS)
 
 
+def test_resolve_preset_may_be_set_as_an_override() -> None:
+    config = resolve(options=MODELS, overrides=["preset=blip2", "captions.per_image=3"])
+    assert config.selection.top_k == 2
+    assert config.captions.per_image == 3
+
+
 def test_resolve_blip2_ranks_by_similarity() -> None:
     config = resolve(preset="blip2", options=MODELS)
     assert config.selection.min_match_prob is None
@@ -43,6 +49,8 @@ def test_resolve_blip2_ranks_by_similarity() -> None:
         ("captions.top_p=1.5", "captions.top_p must be in (0, 1], is 1.5"),
         ("captions.top_p=high", "captions.top_p: must be of type float, is 'high'"),
         ("captions.per_image=true", "captions.per_image: must be of type int, is True"),
+        ("captions.temperature=.inf", "captions.temperature: must be a finite number"),
+        ("preset=blip3", "preset: 'blip3' is none of blip, blip2"),
         ("captions=3", "captions: must be a section"),
         ("captions.method=magic", "captions.method: 'magic' is none of nucleus, beam, greedy"),
         ("captions.min_length=21", "captions.min_length must be between 0 and max_length (20)"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from capfilt.errors import CommitError
-from capfilt.io import files, outputs
+from capfilt.io import files, outputs, publish
 from capfilt.record import ModelIdentity
 from capfilt.shard import InputShard
 
@@ -146,7 +146,7 @@ def encode(record: Any) -> bytes:
 
 
 def _write(url: str, record: Commit | Failure) -> None:
-    files.write_bytes(url, encode(record))
+    publish.write_bytes(url, encode(record))
 
 
 def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> list[RecordT]:

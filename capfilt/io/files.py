@@ -1,8 +1,7 @@
-"""The file system seam: every file that capfilt opens, lists or publishes goes through here.
+"""The file system seam: every file that capfilt opens or lists goes through here.
 
 A place is an fsspec URL (`s3://bucket/x`, `memory://x`, `https://host/x`) or a plain local path.
-Listings are never cached, so a resume never sees an old one. A file is built in a temporary place
-and published whole: a reader meets the complete file or none, whenever a writer is killed.
+Listings are never cached, so a resume never sees an old one. Writing is `capfilt.io.publish`.
 """
 
 from __future__ import annotations
@@ -10,16 +9,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
-import os
 import stat
 import sys
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -31,7 +26,6 @@ from capfilt.errors import CapfiltError, CommitError, InputError
 _READ_BLOCK_BYTES = 8 * 2**20
 _BUFFER_BYTES = 2**20
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of our package
-_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # have no folders
 # Errors of the network libraries that are no OSError: (module, class).
 _FOREIGN_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
@@ -54,18 +48,9 @@ class Entry:
     version: str  # etag where the store has one, else the modification time
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A file that is now in its place, as its writer made it."""
-
-    url: str
-    size_bytes: int
-    sha256: str
-
-
 def local_path(url: str) -> Path | None:
     """The local path that a URL means; None when it lies elsewhere."""
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     return Path(path) if isinstance(fs, LocalFileSystem) else None
 
 
@@ -118,7 +103,7 @@ def open_read(url: str, *, seekable: bool = False) -> BinaryIO:
     Raises:
         InputError: The file is missing or cannot be reached.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
             return Path(path).open("rb")
@@ -135,7 +120,7 @@ def read_bytes(url: str) -> bytes:
     Raises:
         InputError: The file is missing or cannot be reached.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     with storage_errors(url):
         return bytes(fs.cat_file(path))
 
@@ -169,7 +154,7 @@ def info(url: str) -> Entry | None:
     Raises:
         InputError: The store cannot be reached or denies access.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     name = url.rstrip("/").rpartition("/")[2]
     with storage_errors(url):
         try:
@@ -186,7 +171,7 @@ def list_folder(url: str) -> list[Entry]:
     Raises:
         InputError: The folder is missing or cannot be listed.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
             found = _local_entries(Path(path).iterdir(), Path(path), url)
@@ -205,7 +190,7 @@ def find(url: str) -> list[Entry]:
     Raises:
         InputError: The store cannot be reached or denies access.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
             files = _local_entries(Path(path).rglob("*"), Path(path), url)
@@ -223,7 +208,7 @@ def glob(pattern: str) -> list[str]:
     Raises:
         InputError: The store cannot be reached or denies access.
     """
-    fs, path = _resolve(pattern)
+    fs, path = resolve(pattern)
     with storage_errors(pattern):
         matches = [str(match) for match in fs.glob(path)]
     if isinstance(fs, LocalFileSystem) or any("://" in match for match in matches):
@@ -238,7 +223,7 @@ def remove(url: str) -> None:
     Raises:
         CommitError: It cannot be removed.
     """
-    fs, path = _resolve(url)
+    fs, path = resolve(url)
     with storage_errors(url, CommitError):
         try:
             fs.rm_file(path)
@@ -246,147 +231,7 @@ def remove(url: str) -> None:
             return
 
 
-class Publication:
-    """A file on its way: write `path`, leave the `with` block cleanly, and it is at `url`, whole.
-
-    An exception in the block publishes nothing and leaves nothing behind.
-    """
-
-    def __init__(self, url: str, attempt: str) -> None:
-        self.url = url
-        self._attempt = attempt
-        self._published: Published | None = None
-        self._path: Path | None = None
-
-    @property
-    def path(self) -> Path:
-        """The local temporary file, inside the `with` block."""
-        if self._path is None:
-            raise RuntimeError(f"{self.url}: a publication has a path inside its `with` block only")
-        return self._path
-
-    @property
-    def published(self) -> Published:
-        """Size and checksum of what is now at `url`, after the `with` block."""
-        if self._published is None:
-            raise RuntimeError(f"{self.url}: nothing is published before the `with` block ends")
-        return self._published
-
-    def __enter__(self) -> Publication:
-        target = local_path(self.url)
-        with storage_errors(self.url, CommitError):
-            if target is None:
-                descriptor, name = tempfile.mkstemp(prefix="capfilt-", suffix=".tmp")
-                os.close(descriptor)
-                self._path = Path(name)
-            else:
-                # Beside its target, because a rename across file systems would be a copy.
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._path = target.with_name(f".{target.name}.{self._attempt}.tmp")
-                self._path.write_bytes(b"")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        path = self.path
-        try:
-            with storage_errors(self.url, CommitError):
-                if error is None:
-                    self._published = _publish(path, self.url)
-                elif isinstance(error, OSError):  # of writing: reading raises InputError
-                    raise error
-        finally:
-            self._path = None
-            path.unlink(missing_ok=True)
-
-
-def publishing(url: str, attempt: str | None = None) -> Publication:
-    """Build a file in a temporary place and publish it whole.
-
-        with publishing("s3://bucket/out/data/00000.tar", attempt) as publication:
-            publication.path.write_bytes(...)
-        publication.published.sha256
-
-    Args:
-        url: Where the file shall be.
-        attempt: Tells apart two writers of the same file; None takes a random one.
-
-    Raises:
-        CommitError: The file cannot be written or published.
-    """
-    return Publication(url, attempt or uuid.uuid4().hex)
-
-
-def write_bytes(url: str, data: bytes) -> Published:
-    """Publish a small file.
-
-    Raises:
-        CommitError: The file cannot be written.
-    """
-    with publishing(url) as publication:
-        publication.path.write_bytes(data)
-    return publication.published
-
-
-def clean_temporary(root: str, *, of: str = "") -> list[str]:
-    """Remove what killed attempts have left below an output folder.
-
-    A writer that is alive after all finds its file gone when it publishes, and fails its attempt.
-
-    Args:
-        root: The output. Only local outputs can have left-overs; others are not touched.
-        of: How the attempts' names start; "" for any.
-
-    Returns:
-        The removed paths, sorted.
-    """
-    folder = local_path(root)
-    if folder is None:
-        return []
-    removed = []
-    with storage_errors(root, CommitError):
-        for path in sorted(folder.rglob(f".*.{of}*.tmp")):
-            with suppress(FileNotFoundError):  # its writer has just published it
-                path.unlink()
-                removed.append(str(path))
-    return removed
-
-
-def _publish(path: Path, url: str) -> Published:
-    with path.open("rb+") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    published = Published(url, path.stat().st_size, sha256)
-    fs, target = _resolve(url)
-    if isinstance(fs, LocalFileSystem):
-        path.replace(target)
-        _sync_folder(Path(target).parent)
-        return published
-    try:
-        fs.put_file(str(path), target)
-    except FileNotFoundError:
-        if url.partition("://")[0] in _BUCKETS:  # making folders would make a misspelt bucket
-            raise
-        fs.makedirs(fs._parent(target), exist_ok=True)
-        fs.put_file(str(path), target)
-    return published
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _resolve(url: str) -> tuple[Any, str]:
+def resolve(url: str) -> tuple[Any, str]:
     """The file system and the path on it. No listing cache: it would show a resume old files."""
     try:
         fs, path = fsspec.url_to_fs(url, use_listings_cache=False)

@@ -14,6 +14,7 @@ from capfilt.config import OutputConfig
 COMMITS = "commits"
 FAILURES = "failures"
 MANIFEST = "manifest.json"
+FOLDERS = ("data", "ledger", COMMITS, FAILURES)
 
 _ENDINGS = {"webdataset": "tar", "parquet": "parquet"}
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +23,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from capfilt.errors import CapfiltError, ConfigError
+from capfilt.io import files, outputs
 from capfilt.io.commits import Commit
 from capfilt.run.engine import Done, GaveUp, Outcome, Work, settle
 from capfilt.run.task import Task
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from capfilt.run.worker import Worker
 
 IN_FLIGHT = 2  # shards per worker: one in the models, one being read or published
+PATIENCE_S = 60.0  # before a person is told that no worker has started
 MAX_FAILED_STARTS = 3  # workers in a row that die before their models are loaded
 
 LoadWorker = Callable[[Task, int], "Worker"]  # by task and CPU cores
@@ -66,6 +70,12 @@ class Actor:
 def _load_worker(task: Task, cpus: int) -> Worker:
     from capfilt.run.worker import Worker  # here: it brings torch, which a driver does without
 
+    manifest = files.join(task.output_url, outputs.MANIFEST)
+    if not files.exists(manifest):  # the driver has just written it
+        raise ConfigError(
+            f"{task.output_url}: a worker on {socket.gethostname()} does not see it: on several "
+            "machines OUTPUT must be on a shared file system or an object store"
+        )
     return Worker.load(task, cpus=cpus)
 
 
@@ -75,7 +85,7 @@ class Resources:
 
     workers: int
     gpus: float  # per worker, fractions allowed below 1
-    cpus: float  # per worker; a CPU worker's models use each
+    cpus: int  # per worker; a CPU worker's models use each
 
 
 def connect(address: str | None) -> None:
@@ -87,6 +97,15 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _init(address)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+
+
+def _init(address: str | None) -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         log.info("starting Ray on this machine")
@@ -103,34 +122,43 @@ def connect(address: str | None) -> None:
 
 
 def resources(*, workers: int | None, gpus_per_worker: float | None, shards: int) -> Resources:
-    """Divide the connected cluster among workers.
+    """Divide the connected cluster among workers, node by node: a worker never spans two.
 
-    With GPUs: as many workers as GPUs allow. Without: one worker per node, with all its cores.
-    Never more than there are shards.
+    With GPUs: as many workers as they allow, with a core each. Without: one worker per node, with
+    all its cores; or as many as asked for, with the most cores that leave room for all. Never more
+    workers than there are shards.
 
     Raises:
         ConfigError: The cluster does not have what was asked for (Ray itself would wait forever).
     """
-    total = ray.cluster_resources()
-    gpus, cpus = total.get("GPU", 0.0), total.get("CPU", 1.0)
-    per_worker = gpus_per_worker if gpus_per_worker is not None else (1.0 if gpus else 0.0)
-    if per_worker > 1 and not float(per_worker).is_integer():
-        raise ConfigError(f"--gpus-per-worker {per_worker:g}: above 1 it must be a whole number")
-    if per_worker:
-        # A fraction never spans two GPUs: 0.4 leaves room for two workers on each.
-        fit = int(gpus) * int(1 / per_worker) if per_worker < 1 else int(gpus // per_worker)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    each = gpus_per_worker if gpus_per_worker is not None else float(any(gpus))
+    if each > 1 and not float(each).is_integer():
+        raise ConfigError(f"--gpus-per-worker {each:g}: above 1 it must be a whole number")
+    if each:
+        fit = sum(min(_sharing(gpu, each), cpu) for gpu, cpu in zip(gpus, cpus, strict=True))
+        count = workers or fit
     else:
-        nodes = [n for n in ray.nodes() if n["Alive"]]
-        fit = int(cpus)
-        workers = workers or min(len(nodes), fit)
-    count = workers or fit
-    if count > fit or fit < 1:
+        fit = sum(cpus)
+        count = workers or min(fit, sum(cpu > 0 for cpu in cpus))
+    if not 1 <= count <= fit:
         raise ConfigError(
-            f"{count or 1} workers with {per_worker:g} GPU each were asked for, but the cluster "
-            f"has {gpus:g} GPUs and {cpus:g} CPUs: lower --workers or --gpus-per-worker"
+            f"{count or 1} workers with {each:g} GPU and a CPU core each were asked for, but the "
+            f"cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs on {len(nodes)} nodes, room for "
+            f"{fit}: lower --workers or --gpus-per-worker"
         )
     count = min(count, shards)
-    return Resources(count, per_worker, 1.0 if per_worker else max(1.0, cpus // count))
+    if each:
+        return Resources(count, each, 1)
+    most = next(c for c in range(max(cpus), 0, -1) if sum(cpu // c for cpu in cpus) >= count)
+    return Resources(count, 0, most)
+
+
+def _sharing(gpus: int, each: float) -> int:
+    """Workers that a node's GPUs serve; a fraction never spans two GPUs: 0.4 makes two on each."""
+    return gpus * int(1 / each) if each < 1 else int(gpus // each)
 
 
 @dataclass
@@ -165,6 +193,7 @@ class ClusterEngine:
         self._suspects: deque[Work] = deque()  # go to a worker that holds nothing else
         self._failed_starts = 0
         self._polled_at = 0.0
+        self._waiting_since: float | None = None
         self.workers = needs.workers
 
     def in_flight(self) -> Tally:
@@ -178,6 +207,7 @@ class ClusterEngine:
         self._queue.extend(works)
         try:
             self._slots.extend(self._start() for _ in range(self.workers))
+            self._waiting_since = time.monotonic()
             while self._assign():
                 slots = {call: slot for slot in self._slots for call in slot.calls}
                 ready, _ = ray.wait(list(slots), num_returns=1, timeout=1.0)
@@ -188,6 +218,7 @@ class ClusterEngine:
                 if time.monotonic() - self._polled_at > 1.0:
                     self._polled_at = time.monotonic()
                     self._poll()
+                    self._say_if_waiting()
                     yield None
         finally:
             for slot in self._slots:
@@ -208,7 +239,7 @@ class ClusterEngine:
             )
             .remote()
         )
-        return _Slot(actor, actor.load.remote(self._task, self._load_worker, int(self._needs.cpus)))
+        return _Slot(actor, actor.load.remote(self._task, self._load_worker, self._needs.cpus))
 
     def _assign(self) -> bool:
         """Give every worker what it can take; False when nothing is left to do or to wait for."""
@@ -265,11 +296,27 @@ class ClusterEngine:
         self._suspects.extend(replace(work, suspect=True) for work in lost)
         return None
 
+    def _say_if_waiting(self) -> None:
+        """Name the reason once when no worker gets a place: others may hold the cluster."""
+        if any(slot.loading is None for slot in self._slots):
+            self._waiting_since = None
+        elif self._waiting_since and time.monotonic() - self._waiting_since > PATIENCE_S:
+            self._waiting_since = None
+            free = ray.available_resources()
+            log.warning(
+                "still waiting for Ray to start workers of %g GPUs and %d CPUs each; free in the "
+                "cluster: %g GPUs, %g CPUs",
+                self._needs.gpus,
+                self._needs.cpus,
+                free.get("GPU", 0),
+                free.get("CPU", 0),
+            )
+
     def _poll(self) -> None:
         """Ask workers how far they are, without waiting for the answer."""
         for slot in self._slots:
             if slot.poll is not None and ray.wait([slot.poll], timeout=0)[0]:
-                with suppress(RayActorError):  # its death arrives with its shards
+                with suppress(RayError):  # its death, if it is that, arrives with its shards
                     slot.in_flight = ray.get(slot.poll)
                 slot.poll = None
             if slot.poll is None and slot.running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from capfilt.io.commits import (
     write_failure,
 )
 from capfilt.io.inputs import Inputs, find_shards, human_shards
+from capfilt.io.publish import clean_temporary
 from capfilt.record import ModelIdentity
 from capfilt.run.engine import Done, Engine, GaveUp, Work
 from capfilt.run.manifest import Manifest
@@ -98,11 +100,16 @@ class Summary:
         }
 
 
-def run(config: RunConfig, where: Where) -> Summary:
+def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     """Caption and filter every shard of an input that has no commit yet.
 
     Everything that can be wrong with the request is found before a model is loaded or a GPU
     claimed.
+
+    Args:
+        config: What to do.
+        where: On what, and with what hardware.
+        live: Show progress as a live block, for terminals; else as plain lines now and then.
 
     Raises:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
@@ -110,13 +117,14 @@ def run(config: RunConfig, where: Where) -> Summary:
     config, where = _absolute(config, where)
     task = Task(config, inspect_models(config), where.output)
     inputs = _find(where)
-    plan = make_plan(inputs.shards, list_commits(where.output), task.fingerprint)
+    commits = list_commits(where.output)
+    plan = make_plan(inputs.shards, commits, task.fingerprint)
     if where.address is not None:
         from capfilt.run.cluster import connect
 
         connect(where.address)
-    _settle_manifest(task, where, plan)
-    files.clean_temporary(where.output)
+    _settle_manifest(task, where, plan, is_begun=bool(commits))
+    clean_temporary(where.output)
     _announce(plan, inputs, where)
     works = [Work(shard, redo=True) for shard in plan.stale] + [Work(s) for s in plan.todo]
     works.sort(key=lambda work: work.shard.id)
@@ -127,11 +135,11 @@ def run(config: RunConfig, where: Where) -> Summary:
     total = Tally()
     for commit in plan.done:
         total.merge(Tally.from_dict(commit.counts))
-    with Progress(shards=len(works)) as progress:
+    with Progress(shards=len(works), live=live) as progress:
         failed = []
         if works:
             failed = execute(_start(task, where, len(works)), works, where.output, progress)
-            files.clean_temporary(where.output, of=task.run_id)  # of workers that died meanwhile
+            clean_temporary(where.output)  # of workers that died meanwhile
     total.merge(progress.tally)
     return Summary(
         output=where.output,
@@ -180,10 +188,15 @@ def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
 
 
 def _find(where: Where) -> Inputs:
+    if where.output == where.input or where.input.startswith(f"{where.output}/"):
+        raise ConfigError(f"OUTPUT {where.output} holds INPUT: give the new dataset its own folder")
     inputs = find_shards(where.input, allow_unfinished=where.allow_unfinished)
     shards = inputs.shards
     if where.human is not None:
         shards += human_shards(where.human, where.human_images)
+    twice = [shard_id for shard_id, n in Counter(s.id for s in shards).items() if n > 1]
+    if twice:
+        raise InputError(f"--human {where.human}: INPUT has shards of the same ids: {twice[0]}")
     if not shards and inputs.unfinished:
         raise InputError(
             f"{where.input}: every shard is unfinished (no _stats.json beside it), e.g. "
@@ -192,7 +205,7 @@ def _find(where: Where) -> Inputs:
     return Inputs(shards=shards, unfinished=inputs.unfinished)
 
 
-def _settle_manifest(task: Task, where: Where, plan: Plan) -> None:
+def _settle_manifest(task: Task, where: Where, plan: Plan, *, is_begun: bool) -> None:
     """Write the manifest, unless OUTPUT belongs to another run and may not be overwritten."""
     old = Manifest.read(where.output)
     new = Manifest.of(
@@ -207,15 +220,18 @@ def _settle_manifest(task: Task, where: Where, plan: Plan) -> None:
             f"because of a change of {'; '.join(changed) or 'the fingerprint'}. "
             "Use --overwrite, or a new OUTPUT"
         )
-    if old is not None and old.fingerprint != new.fingerprint and not where.overwrite:
+    other = old is not None and old.fingerprint != new.fingerprint
+    if old is not None and other and is_begun and not where.overwrite:
         raise CommitError(
             f"{where.output} belongs to another run: "
             f"{'; '.join(differences(old.decisive, new.decisive))}. "
             "Use --overwrite, or a new OUTPUT"
         )
-    if old is not None and old.versions != new.versions and old.fingerprint == new.fingerprint:
-        other = "; ".join(differences(old.versions, new.versions))
-        log.warning("library versions differ from the first run's (%s): bytes may differ", other)
+    if old is not None and old.versions != new.versions and not other:
+        changed_versions = "; ".join(differences(old.versions, new.versions))
+        log.warning(
+            "library versions differ from the first run's (%s): bytes may differ", changed_versions
+        )
     if old != new:
         new.write(where.output)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from capfilt.config import to_dict
 from capfilt.errors import CommitError
-from capfilt.io import files, outputs
+from capfilt.io import files, outputs, publish
 from capfilt.run.task import Task
 
 # Other versions of these may write other bytes from the same input.
@@ -77,4 +77,4 @@ class Manifest:
 
     def write(self, output_url: str) -> None:
         content = json.dumps(vars(self), indent=1, ensure_ascii=False) + "\n"
-        files.write_bytes(files.join(output_url, outputs.MANIFEST), content.encode())
+        publish.write_bytes(files.join(output_url, outputs.MANIFEST), content.encode())

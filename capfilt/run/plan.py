@@ -25,7 +25,7 @@ def make_plan(
     """Compare input and commits.
 
     An input counts as unchanged when its size and version (etag or modification time) are; where
-    it lies may change, so a data set can be moved or mounted elsewhere.
+    it lies may change, so a data set can be mounted elsewhere, or moved with its times kept.
     """
     done: list[Commit] = []
     todo: list[InputShard] = []

@@ -25,7 +25,7 @@ class Progress:
     The finished shards' counts are kept here; those in flight are given at each `show`.
     """
 
-    def __init__(self, *, shards: int, live: bool | None = None) -> None:
+    def __init__(self, *, shards: int, live: bool) -> None:
         self.tally = Tally()
         self.shards_done = 0
         self.shards_failed = 0
@@ -34,13 +34,8 @@ class Progress:
         self._working_since = self._started
         self._shown_at = self._started
         self._most_images = 0
-        is_terminal = sys.stderr.isatty() and sys.stdout.isatty()
         console = Console(stderr=True)
-        self._live = (
-            Live(console=console, refresh_per_second=4, transient=True)
-            if (is_terminal if live is None else live)
-            else None
-        )
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if live else None
 
     def __enter__(self) -> Self:
         if self._live:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from capfilt.config import NONE, RunConfig, to_dict
@@ -25,7 +24,6 @@ class Task:
         str, ModelIdentity
     ]  # by role: "captioner", "filter"; a role that is off is absent
     output_url: str
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # names temporary files
 
     @property
     def decisive(self) -> dict[str, Any]:

@@ -43,12 +43,15 @@ def verify(output_url: str) -> Verification:
     Raises:
         InputError: There is no run at the URL.
     """
-    if Manifest.read(output_url) is None:
+    manifest = Manifest.read(output_url)
+    if manifest is None:
         raise InputError(f"{output_url}: no run here (no manifest.json)")
     commits = list_commits(output_url)
     problems: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda commit: list(_check(output_url, commit)), commits.values())
+        found = pool.map(
+            lambda commit: list(_check(output_url, commit, manifest.fingerprint)), commits.values()
+        )
         console = Console(stderr=True)
         for of_shard in track(
             found, "verify", len(commits), console=console, disable=not console.is_terminal
@@ -71,7 +74,9 @@ def verify(output_url: str) -> Verification:
     )
 
 
-def _check(output_url: str, commit: Commit) -> Iterator[str]:
+def _check(output_url: str, commit: Commit, fingerprint: str) -> Iterator[str]:
+    if commit.fingerprint != fingerprint:
+        yield f"shard {commit.shard}: made by another config or model than the manifest's"
     for path, output in commit.outputs.items():
         url = files.join(output_url, path)
         try:

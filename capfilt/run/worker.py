@@ -18,7 +18,6 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,8 +27,15 @@ from functools import partial
 import torch
 
 from capfilt.errors import InputError, ModelError
-from capfilt.io import files, outputs
-from capfilt.io.commits import Commit, InputRecord, OutputRecord, remove_commit, write_commit
+from capfilt.io import files, outputs, publish
+from capfilt.io.commits import (
+    Commit,
+    InputRecord,
+    OutputRecord,
+    read_commit,
+    remove_commit,
+    write_commit,
+)
 from capfilt.io.ledger import LedgerWriter
 from capfilt.io.reader import read_samples
 from capfilt.io.writer import DataWriter, open_writer
@@ -117,16 +123,15 @@ class Worker:
             InputError: The shard cannot be read in full. Nothing of it is committed.
         """
         started = time.monotonic()
-        attempt = f"{self.task.run_id}-{uuid.uuid4().hex[:8]}"
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:
-            remove_commit(root, shard.id)
+            self._retire(shard, {data_path, ledger_path})
         with self._counting(shard) as tally:
             # Contexts end inside out: the data is published first, then the ledger.
             with (
-                files.publishing(files.join(root, ledger_path), attempt) as ledger_file,
-                files.publishing(files.join(root, data_path), attempt) as data_file,
+                publish.publishing(files.join(root, ledger_path)) as ledger_file,
+                publish.publishing(files.join(root, data_path)) as data_file,
                 LedgerWriter(ledger_file.path, metadata=self._ledger_metadata()) as ledger,
                 open_writer(data_file.path, output, shard) as data,
             ):
@@ -146,6 +151,13 @@ class Worker:
             write_commit(root, commit)
         return commit
 
+    def _retire(self, shard: InputShard, successors: set[str]) -> None:
+        """Take back a stale commit, and then its files that nothing will replace."""
+        stale = read_commit(self.task.output_url, shard.id)
+        remove_commit(self.task.output_url, shard.id)
+        for path in set(stale.outputs) - successors if stale else ():
+            files.remove(files.join(self.task.output_url, path))
+
     def in_flight(self) -> Tally:
         """Counts of the shards that are not committed yet."""
         total = Tally()
@@ -162,7 +174,9 @@ class Worker:
 
     @contextmanager
     def _counting(self, shard: InputShard) -> Iterator[Tally]:
-        tally = self._tallies[shard.id] = Tally()
+        tally = Tally()
+        with self._lock:
+            self._tallies[shard.id] = tally
         try:
             yield tally
         finally:
@@ -233,7 +247,7 @@ def one_thread_per_operation() -> None:
     torch.set_num_threads(1)
 
 
-def _record(published: files.Published) -> OutputRecord:
+def _record(published: publish.Published) -> OutputRecord:
     return OutputRecord(published.size_bytes, published.sha256)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from capfilt.errors import CommitError, InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 
 
 def fail_to_publish(url: str) -> Path:
     """Write half a file and raise; the temporary path where it was."""
-    with contextlib.suppress(KeyError), files.publishing(url, "try1") as publication:
+    with contextlib.suppress(KeyError), publish.publishing(url) as publication:
         publication.path.write_bytes(b"half")
         temporary = publication.path
         raise KeyError
@@ -25,7 +26,7 @@ def fail_to_publish(url: str) -> Path:
 
 def test_publishing_ends_cleanly_file_is_whole_with_its_checksum(place: str) -> None:
     url = files.join(place, "data", "a/0.bin")
-    with files.publishing(url, "try1") as publication:
+    with publish.publishing(url) as publication:
         publication.path.write_bytes(b"first ")
         with publication.path.open("ab") as file:
             file.write(b"second")
@@ -33,7 +34,7 @@ def test_publishing_ends_cleanly_file_is_whole_with_its_checksum(place: str) -> 
         assert files.info(url) is None
     assert files.read_bytes(url) == b"first second"
     sha256 = hashlib.sha256(b"first second").hexdigest()
-    assert publication.published == files.Published(url, 12, sha256)
+    assert publication.published == publish.Published(url, 12, sha256)
     assert files.digest(url) == (12, sha256)
     assert not temporary.exists()
 
@@ -46,27 +47,28 @@ def test_publishing_fails_inside_nothing_is_left(place: str) -> None:
 
 def test_publishing_over_an_older_file_replaces_it(place: str) -> None:
     url = files.join(place, "0.json")
-    files.write_bytes(url, b"old and long")
-    files.write_bytes(url, b"new")
+    publish.write_bytes(url, b"old and long")
+    publish.write_bytes(url, b"new")
     assert files.read_bytes(url) == b"new"
     assert [entry.name for entry in files.find(place)] == ["0.json"]
 
 
 def test_publishing_fails_over_an_older_file_keeps_it(place: str) -> None:
     url = files.join(place, "0.json")
-    files.write_bytes(url, b"old")
+    publish.write_bytes(url, b"old")
     fail_to_publish(url)
     assert files.read_bytes(url) == b"old"
 
 
 def test_publishing_local_builds_beside_its_target(tmp_path: Path) -> None:
-    with files.publishing(str(tmp_path / "0.tar"), "try1") as publication:
-        assert publication.path == tmp_path / ".0.tar.try1.tmp"
+    with publish.publishing(str(tmp_path / "0.tar")) as publication:
+        assert publication.path.parent == tmp_path
+        assert publication.path.name.startswith(".0.tar.")
 
 
 def test_publishing_two_attempts_at_once_both_succeed(tmp_path: Path) -> None:
     url = str(tmp_path / "0.tar")
-    with files.publishing(url, "a") as first, files.publishing(url, "b") as second:
+    with publish.publishing(url) as first, publish.publishing(url) as second:
         first.path.write_bytes(b"same")
         second.path.write_bytes(b"same")
     assert [path.name for path in tmp_path.iterdir()] == ["0.tar"]
@@ -76,14 +78,14 @@ def test_publishing_disk_refuses_is_a_commit_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(CommitError, match=r"file/0\.tar"),
-        files.publishing(str(tmp_path / "file" / "0.tar")),
+        publish.publishing(str(tmp_path / "file" / "0.tar")),
     ):
         pass
 
 
 def test_publishing_write_runs_out_of_space_is_a_commit_error(tmp_path: Path) -> None:
     url = str(tmp_path / "0.tar")
-    with pytest.raises(CommitError, match=r"0\.tar: No space left"), files.publishing(url):
+    with pytest.raises(CommitError, match=r"0\.tar: No space left"), publish.publishing(url):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
@@ -91,42 +93,53 @@ def test_publishing_write_runs_out_of_space_is_a_commit_error(tmp_path: Path) ->
 def test_publishing_killed_leaves_no_target_and_is_cleaned(tmp_path: Path) -> None:
     script = (
         "import os, sys, signal\n"
-        "from capfilt.io import files\n"
-        "with files.publishing(sys.argv[1], 'try1') as publication:\n"
+        "from capfilt.io import publish\n"
+        "with publish.publishing(sys.argv[1]) as publication:\n"
         "    publication.path.write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     url = str(tmp_path / "data" / "0.tar")
     done = subprocess.run([sys.executable, "-c", script, url], check=False)
     assert done.returncode == -signal.SIGKILL
-    left = tmp_path / "data" / ".0.tar.try1.tmp"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [left]
-    assert files.clean_temporary(str(tmp_path), of="try2") == []  # another run's
-    assert files.clean_temporary(str(tmp_path), of="try") == [str(left)]
-    assert not left.exists()
+    [left] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left.name.startswith(".0.tar.")
+    with publish.publishing(url):  # a living writer's file, beside the dead one's
+        assert publish.clean_temporary(str(tmp_path)) == [str(left)]
+        assert len(list((tmp_path / "data").glob(".*.tmp"))) == 1
+
+
+def test_clean_temporary_file_of_another_host_goes_after_an_hour(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    left = tmp_path / "ledger" / ".0.parquet.elsewhere-17-0123abcd.tmp"
+    left.touch()
+    assert publish.clean_temporary(str(tmp_path)) == []
+    hour_ago = time.time() - 3601
+    os.utime(left, (hour_ago, hour_ago))
+    assert publish.clean_temporary(str(tmp_path)) == [str(left)]
 
 
 def test_clean_temporary_finished_files_stay(tmp_path: Path) -> None:
-    for name in ("0.tar", "notes.tmp", ".hidden"):
+    (tmp_path / "data").mkdir()
+    for name in ("0.tar", "notes.tmp", ".hidden", ".notes.v2.tmp", "data/.notes.v2.tmp"):
         (tmp_path / name).write_text("x")
-    assert files.clean_temporary(str(tmp_path)) == []
-    assert len(list(tmp_path.iterdir())) == 3
+    assert publish.clean_temporary(str(tmp_path)) == []
+    assert len(list(tmp_path.rglob("*.tmp"))) == 3
 
 
 def test_list_folder_after_another_writer_shows_its_file(place: str) -> None:
-    files.write_bytes(files.join(place, "a.txt"), b"1")
-    files.write_bytes(files.join(place, "sub", "b.txt"), b"22")
+    publish.write_bytes(files.join(place, "a.txt"), b"1")
+    publish.write_bytes(files.join(place, "sub", "b.txt"), b"22")
     first = files.list_folder(place)
     assert [(e.name, e.is_folder) for e in first] == [("a.txt", False), ("sub", True)]
     assert first[0].size_bytes == 1
     assert first[0].url == files.join(place, "a.txt")
-    files.write_bytes(files.join(place, "c.txt"), b"333")
+    publish.write_bytes(files.join(place, "c.txt"), b"333")
     assert [entry.name for entry in files.list_folder(place)] == ["a.txt", "c.txt", "sub"]
 
 
 def test_find_below_a_folder_names_are_relative(place: str) -> None:
-    files.write_bytes(files.join(place, "x", "a.json"), b"1")
-    files.write_bytes(files.join(place, "b.json"), b"2")
+    publish.write_bytes(files.join(place, "x", "a.json"), b"1")
+    publish.write_bytes(files.join(place, "b.json"), b"2")
     assert [entry.name for entry in files.find(place)] == ["b.json", "x/a.json"]
     assert files.read_bytes(files.find(place)[1].url) == b"1"
 
@@ -137,10 +150,10 @@ def test_find_nowhere_is_empty(place: str) -> None:
 
 def test_version_of_a_rewritten_file_changes(place: str) -> None:
     url = files.join(place, "a.txt")
-    files.write_bytes(url, b"1")
+    publish.write_bytes(url, b"1")
     before = files.info(url)
     time.sleep(0.01)
-    files.write_bytes(url, b"2")
+    publish.write_bytes(url, b"2")
     after = files.info(url)
     assert before is not None
     assert after is not None
@@ -151,14 +164,14 @@ def test_version_of_a_rewritten_file_changes(place: str) -> None:
 
 def test_glob_gives_urls_of_the_same_kind(place: str) -> None:
     for name in ("a1.tar", "a2.tar", "b.tar"):
-        files.write_bytes(files.join(place, name), b"x")
+        publish.write_bytes(files.join(place, name), b"x")
     found = files.glob(files.join(place, "a*.tar"))
     assert found == [files.join(place, "a1.tar"), files.join(place, "a2.tar")]
 
 
 def test_remove_twice_is_no_error(place: str) -> None:
     url = files.join(place, "a.txt")
-    files.write_bytes(url, b"1")
+    publish.write_bytes(url, b"1")
     files.remove(url)
     assert not files.exists(url)
     files.remove(url)
@@ -223,7 +236,7 @@ def test_parent_of_places(url: str, expected: str) -> None:
 def test_list_folder_sees_what_another_process_put(s3: str) -> None:
     import boto3
 
-    files.write_bytes(f"{s3}/in/a.tar", b"x")
+    publish.write_bytes(f"{s3}/in/a.tar", b"x")
     assert [entry.name for entry in files.list_folder(f"{s3}/in")] == ["a.tar"]
     bucket = s3.removeprefix("s3://")
     client = boto3.client("s3", region_name="us-east-1")
@@ -240,4 +253,4 @@ def test_list_folder_of_a_missing_bucket_is_one_line(s3_server: None) -> None:
     with pytest.raises(InputError, match=r"^s3://no-such-bucket/in: not found$"):
         files.list_folder("s3://no-such-bucket/in")
     with pytest.raises(CommitError, match=r"^s3://no-such-bucket/x\.json: "):
-        files.write_bytes("s3://no-such-bucket/x.json", b"x")
+        publish.write_bytes("s3://no-such-bucket/x.json", b"x")

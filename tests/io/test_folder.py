@@ -7,7 +7,7 @@ import pytest
 
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.reader import read_samples
 from capfilt.record import Reason
 from capfilt.shard import Form, InputShard
@@ -16,7 +16,7 @@ from tests.io.conftest import jpeg, read, sample_members
 
 def put(folder: str | Path, *members: tuple[str, bytes]) -> str:
     for name, content in members:
-        files.write_bytes(files.join(str(folder), name), content)
+        publish.write_bytes(files.join(str(folder), name), content)
     return str(folder)
 
 

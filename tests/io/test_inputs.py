@@ -11,7 +11,7 @@ import pytest
 
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.inputs import find_shards, human_shards, read_samples
 from capfilt.record import Source
 from capfilt.shard import Form
@@ -22,7 +22,7 @@ def put(root: str | Path, *names: str) -> None:
     """Write files by their names; a _stats.json says one success."""
     for name in names:
         content = b'{"count": 2, "successes": 1}' if name.endswith("_stats.json") else b"x"
-        files.write_bytes(files.join(str(root), name), content)
+        publish.write_bytes(files.join(str(root), name), content)
 
 
 def ids(url: str | Path, **options: bool) -> list[str]:

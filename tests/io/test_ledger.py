@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.ledger import SCHEMA, LedgerWriter, read_ledger, read_ledger_metadata
 from capfilt.record import Annotated, Reason, Score, Source, Text, Verdict
 from tests.io.conftest import annotate
@@ -107,7 +107,7 @@ def test_ledger_folder_opens_as_one_dataset(tmp_path: Path) -> None:
 
 def test_read_ledger_from_any_file_system(place: str, tmp_path: Path) -> None:
     url = files.join(place, "0.parquet")
-    files.write_bytes(url, write(tmp_path / "0", annotate("1")).read_bytes())
+    publish.write_bytes(url, write(tmp_path / "0", annotate("1")).read_bytes())
     assert [row["key"] for row in rows(url)] == ["1", "1"]
 
 

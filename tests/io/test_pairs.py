@@ -8,7 +8,7 @@ import pytest
 
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.inputs import human_shards, read_samples
 from capfilt.record import Reason, Sample, Source
 
@@ -32,7 +32,7 @@ def samples(url: str, images: str | None = None, **options: Any) -> list[Sample]
 
 def put_json(root: str | Path, tree: Any, name: str = "captions.json") -> str:
     url = files.join(str(root), name)
-    files.write_bytes(url, json.dumps(tree).encode())
+    publish.write_bytes(url, json.dumps(tree).encode())
     return url
 
 
@@ -40,7 +40,7 @@ def test_read_pairs_coco_images_come_with_all_their_captions(place: str) -> None
     images = files.join(place, "images")
     for number in (7, 9):
         name = f"val2014/COCO_00000000000{number}.jpg"
-        files.write_bytes(files.join(images, name), str(number).encode())
+        publish.write_bytes(files.join(images, name), str(number).encode())
     first, second = samples(put_json(place, COCO), images)
     assert (first.key, first.image, first.image_ext) == ("val2014/COCO_000000000009", b"9", "jpg")
     assert [t.content for t in first.texts] == ["a dog"]

@@ -13,7 +13,7 @@ import pytest
 
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.parquet import ParquetWriter, input_schema
 from capfilt.io.reader import read_samples
 from capfilt.record import Annotated, Reason, Sample, Score, Source, Text, Verdict
@@ -158,7 +158,7 @@ def test_read_parquet_fewer_images_than_promised_is_an_error(tmp_path: Path) -> 
 def test_read_parquet_from_any_file_system(place: str, tmp_path: Path) -> None:
     path = write(tmp_path / "0.parquet", jpg=pa.array([b"x"], pa.binary()), caption=["a dog"])
     url = files.join(place, "0.parquet")
-    files.write_bytes(url, path.read_bytes())
+    publish.write_bytes(url, path.read_bytes())
     assert read_rows(url) == read_rows(path)
 
 

@@ -11,7 +11,7 @@ import webdataset as wds
 
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.reader import read_samples
 from capfilt.io.tar import TarWriter, tar_key
 from capfilt.record import Annotated, Reason, Source
@@ -288,9 +288,9 @@ def test_read_tar_of_nothing_has_no_samples(tmp_path: Path) -> None:
 
 def test_read_tar_from_any_file_system(place: str, whole: Path) -> None:
     url = files.join(place, "0.tar")
-    files.write_bytes(url, whole.read_bytes())
+    publish.write_bytes(url, whole.read_bytes())
     assert read(url) == read(whole)
-    files.write_bytes(url, whole.read_bytes()[:3000])
+    publish.write_bytes(url, whole.read_bytes()[:3000])
     with pytest.raises(InputError, match="truncated"):
         read(url)
 

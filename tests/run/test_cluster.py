@@ -237,13 +237,61 @@ def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
     assert hashes(tmp_path) == hashes(undisturbed)
 
 
-def test_two_drivers_on_one_output_end_in_the_same_bytes(
+def test_drivers_that_join_a_run_change_nothing(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    drivers = [command(big_web, tmp_path, captioner, filter_, "--local") for _ in range(2)]
+    """The second and third start while the first is in the middle of a shard."""
+    drivers = [command(big_web, tmp_path, captioner, filter_, "--local")]
+    for _ in range(2):
+        wait_for(lambda: half_written(tmp_path))
+        drivers.append(command(big_web, tmp_path, captioner, filter_, "--local"))
     for driver in drivers:
-        _, err = driver.communicate(timeout=180)
+        out, err = driver.communicate(timeout=180)
         assert driver.returncode == 0, err.decode()
+        assert json.loads(out)["shards"]["failed"] == []
     assert hashes(tmp_path) == hashes(undisturbed)
     assert commits(tmp_path) == commits(undisturbed)
     assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_cluster_terminated_leaves_one_line_and_resumes(
+    big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As Slurm and Kubernetes stop a job."""
+    process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
+    wait_for(lambda: half_written(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
+    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=180)
+    assert hashes(tmp_path) == hashes(undisturbed)
+
+
+def test_resources_are_divided_node_by_node() -> None:
+    """Two nodes of two cores: four cores in all, but no worker can have more than two."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from capfilt.run.cluster import Resources, resources
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    try:
+        ray.init(address=cluster.address, logging_level="ERROR")
+
+        def of(workers: int | None, gpus: float | None, shards: int) -> Resources:
+            return resources(workers=workers, gpus_per_worker=gpus, shards=shards)
+
+        assert of(None, 0, 100) == Resources(2, 0, 2)
+        assert of(None, 0, 1) == Resources(1, 0, 2)
+        assert of(3, 0, 100) == Resources(3, 0, 1)
+        assert of(None, None, 100) == Resources(2, 1, 1)
+        assert of(None, 0.5, 100) == Resources(4, 0.5, 1)
+        with pytest.raises(ConfigError, match="room for 4"):
+            of(5, 0, 100)
+        with pytest.raises(ConfigError, match="room for 0"):
+            of(None, 2, 100)  # two GPUs, but not on one node
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

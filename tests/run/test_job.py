@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,7 +353,10 @@ def test_run_leaves_no_temporary_file_and_cleans_those_of_killed_attempts(
 ) -> None:
     out = tmp_path / "out"
     (out / "data").mkdir(parents=True)
-    (out / "data" / ".00000.tar.dead.tmp").write_bytes(b"half a tar")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())
+    (out / "data" / f".00000.tar.{host}-{gone.pid}-0123abcd.tmp").write_bytes(b"half a tar")
     local(config, web, out)
     assert list(out.rglob("*.tmp")) == []
 
@@ -367,6 +373,48 @@ def test_run_wrong_requests_are_one_line(config: RunConfig, web: str, tmp_path: 
     with pytest.raises(ConfigError, match="--limit must be at least 1"):
         local(config, web, out, limit=0)
     assert not (out / "manifest.json").exists()
+
+
+def test_run_other_config_after_a_start_that_committed_nothing_needs_no_overwrite(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    too_short = replace(config, captions=replace(config.captions, min_length=0, max_length=3))
+    with pytest.raises(ModelError, match="max_length"):
+        local(too_short, web, tmp_path / "out")
+    assert local(config, web, tmp_path / "out").shards_done == 4
+
+
+def test_run_output_that_holds_input_is_refused(config: RunConfig, web: str) -> None:
+    for output in (Path(web), Path(web).parent):
+        with pytest.raises(ConfigError, match="holds INPUT"):
+            local(config, web, output)
+
+
+def test_run_human_and_web_shards_of_one_id_are_refused(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    (tmp_path / "top").mkdir()
+    Path(web).rename(tmp_path / "top" / "human")
+    with pytest.raises(InputError, match="same ids: human/00000"):
+        local(config, str(tmp_path / "top"), tmp_path / "out", human=str(tmp_path / "top/human"))
+
+
+def test_run_overwrite_in_another_format_leaves_no_file_of_the_old(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    parquet = replace(config, output=replace(config.output, format="parquet"))
+    local(parquet, web, tmp_path / "out", overwrite=True)
+    assert {file.suffix for file in (tmp_path / "out" / "data").iterdir()} == {".parquet"}
+    assert verify(str(tmp_path / "out")).uncommitted == ()
+
+
+def test_verify_names_shards_of_another_config(config: RunConfig, web: str, tmp_path: Path) -> None:
+    local(config, web, tmp_path / "out")
+    local(replace(config, seed=9), web, tmp_path / "out", overwrite=True, limit=1)
+    problems = verify(str(tmp_path / "out")).problems
+    assert len(problems) == 3
+    assert all("made by another config" in problem for problem in problems)
 
 
 def write_wds(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:

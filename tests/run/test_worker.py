@@ -147,20 +147,21 @@ def test_worker_takes_two_shards_at_once_but_its_models_one_batch(tmp_path: Path
 
 
 def test_worker_reads_and_writes_while_its_models_work(tmp_path: Path) -> None:
-    """16 batches of 20 ms: with nothing hidden, reading and writing would come on top."""
-    write_tar(tmp_path / "web" / "0.tar", noise_jpeg(300), 256)
+    """With nothing hidden, reading and writing would come on top of the models' time."""
+    write_tar(tmp_path / "web" / "0.tar", noise_jpeg(300), 512)
     [shard] = find_shards(str(tmp_path / "web")).shards
     idle = make_worker(tmp_path, Flow())
     idle.process(shard)
     started = time.monotonic()
     idle.process(shard, redo=True)
     around = time.monotonic() - started  # everything but the models
-    slow = Flow(seconds=2 * around / 16)
-    worker = make_worker(tmp_path, slow)
-    started = time.monotonic()
-    worker.process(shard, redo=True)
-    took = time.monotonic() - started
-    assert took < 2 * around + 0.6 * around, f"{took:.2f} s, models {2 * around:.2f} s"
+    worker = make_worker(tmp_path, Flow(seconds=2 * around / 32))
+    took = []
+    for _ in range(3):  # the best of three: a busy machine proves nothing
+        started = time.monotonic()
+        worker.process(shard, redo=True)
+        took.append(time.monotonic() - started)
+    assert min(took) < 2.6 * around, f"{min(took):.2f} s, models {2 * around:.2f} s"
 
 
 def test_ahead_keeps_order_and_bounds_how_far_it_runs() -> None:
