@@ -117,6 +117,21 @@ def decode(data: bytes, limits: ImageConfig) -> RGB:
     return _decode_pillow(data, limits)
 
 
+def count_pixels(data: bytes) -> int:
+    """How many pixels an image says that it has, from its header; 0 where that cannot be read."""
+    if simplejpeg is not None and data.startswith(b"\xff\xd8\xff"):
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return 0
+        return int(height * width)
+    try:
+        with _open(data) as image:
+            return image.width * image.height
+    except ImageError:
+        return 0
+
+
 def fit(rgb: RGB, spec: PixelSpec) -> torch.Tensor:
     """Resize to a model's square, bicubic with antialiasing.
 

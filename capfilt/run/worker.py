@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -48,6 +48,7 @@ from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
 BATCHES_AHEAD = 2  # decoded batches that wait for the models, per shard in flight
+LARGE_PIXELS = 2**24  # decoded one at a time: each may take 16 bytes a pixel for a moment
 CUDA_BATCH, CPU_BATCH = 64, 8  # images, where the config leaves it open
 
 
@@ -84,6 +85,7 @@ class Worker:
         self._decoders = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=one_thread_per_operation
         )
+        self._decoding_large = threading.Lock()
         self._closed = threading.Event()
         self._tallies: dict[str, Tally] = {}  # of the shards in flight
         self._lock = threading.Lock()  # `in_flight` reads them from another thread
@@ -224,11 +226,14 @@ class Worker:
     def _decode(self, sample: Sample) -> Decoded:
         if sample.problem is not None or sample.image is None:
             return Decoded(replace(sample, image=None), {})
+        is_large = images.count_pixels(sample.image) > LARGE_PIXELS
         try:
-            rgb = images.decode(sample.image, self.task.config.images)
+            with self._decoding_large if is_large else nullcontext():
+                rgb = images.decode(sample.image, self.task.config.images)
+                pixels = {spec: images.fit(rgb, spec) for spec in self.annotator.specs}
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
-        return Decoded(sample, {spec: images.fit(rgb, spec) for spec in self.annotator.specs})
+        return Decoded(sample, pixels)
 
     def _write(
         self, data: DataWriter, ledger: LedgerWriter, tally: Tally, batch: Sequence[Annotated]

@@ -96,6 +96,26 @@ def test_worker_memory_does_not_grow_with_shards_or_their_size(tmp_path: Path) -
     assert grown < 0.25 * large.size_bytes / 2**20, f"{grown} MB for {large.size_bytes} bytes"
 
 
+def test_worker_decodes_large_images_one_at_a_time(tmp_path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(encoded, "PNG", compress_level=1)
+    write_tar(tmp_path / "web" / "0.tar", encoded.getvalue(), 1)
+    write_tar(tmp_path / "web" / "1.tar", encoded.getvalue(), 8)
+    config = resolve(
+        options={"captioner": "stub", "filter": "stub"}, overrides=["compute.decode_threads=8"]
+    )
+    flow = Flow()
+    task = Task(config, {"captioner": IDENTITY, "filter": IDENTITY}, str(tmp_path / "out"))
+    worker = Worker(task, flow, flow)
+    peaks = []
+    for shard in find_shards(str(tmp_path / "web")).shards:
+        Path("/proc/self/clear_refs").write_text("5")
+        worker.process(shard)
+        peaks.append(peak_mb())
+    one_image_mb = 8000 * 8000 * 3 / 2**20
+    assert peaks[1] - peaks[0] < 6 * one_image_mb  # all eight at once take 20 times one
+
+
 def test_worker_batches_are_full_whatever_fails_between(tmp_path: Path) -> None:
     good, bad = noise_jpeg(40), b"not an image"
     path = tmp_path / "web" / "0.tar"
