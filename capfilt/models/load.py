@@ -14,6 +14,7 @@ from capfilt.models import checkpoint, layout
 from capfilt.models.captioner import Captioner
 from capfilt.models.clip import ClipFilter
 from capfilt.models.filter import Filter, MatchFilter
+from capfilt.models.linear import prepare_for_inference
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.text_transformer import TextConfig
 from capfilt.models.vit import VitConfig
@@ -181,9 +182,11 @@ def _load_clip(
 
 
 def _place(model: Model, precision: Precision, device: str | None) -> Model:
-    """Move a model to where it works and freeze it there."""
+    """Move a model to where it works, freeze it there and make it fast."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if precision == "auto":
         precision = "bf16" if where.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return model.to(device=where, dtype=dtype).eval().requires_grad_(False)
+    model = model.to(device=where, dtype=dtype).eval().requires_grad_(False)
+    prepare_for_inference(model)
+    return model

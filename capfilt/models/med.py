@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.attention import Grid, ImageMemory, Packed
+from capfilt.models.linear import PackedLinear, can_pack
 from capfilt.models.text_transformer import LanguageHead, Looking, TextConfig, TextTransformer
 from capfilt.models.vit import ViT, VitConfig
 
@@ -40,10 +41,19 @@ class CaptionModel(nn.Module):
         self.vit = ViT(config.image)
         self.text = TextTransformer(config.text)
         self.head = LanguageHead(config.text)
+        self._scores: PackedLinear | None = None  # the tied weights as `pack` leaves them
 
     def logits(self, states: Tensor) -> Tensor:
         """[P, D] -> [P, V], fp32."""
-        return self.head(states, self.text.words.weight).float()  # type: ignore[no-any-return]
+        states = self.head(states)
+        if self._scores is not None:
+            return self._scores(states).float()  # type: ignore[no-any-return]
+        return F.linear(states, self.text.words.weight, self.head.bias).float()
+
+    def pack(self) -> None:
+        """For `prepare_for_inference`: the word embeddings are also the head's matrix."""
+        if can_pack(self.text.words.weight):
+            self._scores = PackedLinear(self.text.words.weight, self.head.bias)
 
 
 class MatchModel(nn.Module):

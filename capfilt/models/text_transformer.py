@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.attention import Grid, ImageMemory, heads
+from capfilt.models.linear import LinearGelu
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn)
+        self.up = LinearGelu(config.width, config.ffn)
         self.down = nn.Linear(config.ffn, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.down(F.gelu(self.up(x))) + x)  # type: ignore[no-any-return]
+        return self.norm(self.down(self.up(x)) + x)  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -194,10 +194,10 @@ class LanguageHead(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = LinearGelu(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))
 
-    def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        """[P, D], word embeddings [V, D] -> logits [P, V]."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), words, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, D] -> [P, D], to be multiplied with the word embeddings."""
+        return self.norm(self.dense(x))  # type: ignore[no-any-return]

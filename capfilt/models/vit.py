@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.attention import attend, heads, merge_heads
+from capfilt.models.linear import LinearGelu
 
 # CLIP's statistics, which BLIP uses.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -51,13 +52,13 @@ class Block(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.up = nn.Linear(config.width, config.ffn)
+        self.up = LinearGelu(config.width, config.ffn)
         self.down = nn.Linear(config.ffn, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, T, D] -> [N, T, D]
         q, k, v = (heads(y, self.heads) for y in self.qkv(self.norm1(x)).chunk(3, dim=-1))
         x = x + self.out(merge_heads(attend(q, k, v)))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))  # type: ignore[no-any-return]
+        return x + self.down(self.up(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class ViT(nn.Module):
