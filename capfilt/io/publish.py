@@ -74,7 +74,10 @@ class Publication:
                 self._path = Path(name)
             else:
                 # Beside its target, because a rename across file systems would be a copy.
-                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                except FileNotFoundError as error:  # e.g. below /proc
+                    raise CommitError(f"{target.parent}: no folder can be made here") from error
                 name = f".{target.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
                 self._path = target.with_name(name)
                 self._path.write_bytes(b"")
