@@ -50,7 +50,7 @@ def load_captioner(
     settings = blip_settings(folder)
     model = load_caption_model(folder, settings)
     vocabulary = _vocabulary(folder, settings)
-    return Captioner(_place(model, precision, device), vocabulary, identity, config, seed=seed)
+    return Captioner(place(model, precision, device), vocabulary, identity, config, seed=seed)
 
 
 def load_filter(
@@ -78,7 +78,7 @@ def load_filter(
     settings = blip_settings(folder)
     model = load_match_model(folder, settings)
     vocabulary = _vocabulary(folder, settings)
-    return MatchFilter(_place(model, precision, device), vocabulary, identity, config)
+    return MatchFilter(place(model, precision, device), vocabulary, identity, config)
 
 
 def load_caption_model(folder: Path, settings: Any) -> CaptionModel:
@@ -178,11 +178,11 @@ def _load_clip(
     model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     statistics = checkpoint.pixel_statistics(folder)
-    return ClipFilter(_place(model, precision, device), tokenizer, statistics, identity)
+    return ClipFilter(place(model, precision, device), tokenizer, statistics, identity)
 
 
-def _place(model: Model, precision: Precision, device: str | None) -> Model:
-    """Move a model to where it works, freeze it there and make it fast."""
+def place(model: Model, precision: Precision, device: str | None) -> Model:
+    """Move a model to where it works, freeze it there and make it fast; see `load_captioner`."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if precision == "auto":
         precision = "bf16" if where.type == "cuda" else "fp32"

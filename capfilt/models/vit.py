@@ -21,8 +21,8 @@ from capfilt.models.linear import LinearGelu
 # CLIP's statistics, which BLIP uses.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-# On a CPU two images at a time keep a layer's activations in the cache.
-_CPU_CHUNK = 2
+# On a CPU two images of 577 tokens at a time keep a layer's activations in the cache.
+_CPU_TOKENS = 1200
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class ViT(nn.Module):
         """
         if pixels.device.type != "cpu":
             return self._encode(pixels)
-        return torch.cat([self._encode(chunk) for chunk in torch.split(pixels, _CPU_CHUNK)])
+        chunks = torch.split(pixels, max(1, _CPU_TOKENS // self.config.tokens))
+        return torch.cat([self._encode(chunk) for chunk in chunks])
 
     def _encode(self, pixels: Tensor) -> Tensor:
         mean, std = (
