@@ -26,9 +26,10 @@ Role = Literal["captioner", "filter"]
 CAPTIONER = "BlipForConditionalGeneration"
 MATCH_FILTER = "BlipForImageTextRetrieval"
 CLIP_FILTER = "CLIPModel"
+SIMILARITY_FILTER = "BlipModel"  # ITC alone: it has no ITM head
 CLASSES: Mapping[Role, tuple[str, ...]] = {
     "captioner": (CAPTIONER,),
-    "filter": (MATCH_FILTER, CLIP_FILTER),
+    "filter": (MATCH_FILTER, CLIP_FILTER, SIMILARITY_FILTER),
 }
 
 _WEIGHTS = "model.safetensors"

@@ -11,7 +11,7 @@ from torch import Tensor
 from capfilt.config import ScoringConfig
 from capfilt.errors import ModelError
 from capfilt.models.images import PixelSpec
-from capfilt.models.med import MatchModel, PackedTexts
+from capfilt.models.med import MatchModel, PackedTexts, SimilarityModel
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity, Score
 from capfilt.text import normalise
@@ -47,12 +47,14 @@ class MatchFilter:
 
     def __init__(
         self,
-        model: MatchModel,
+        model: MatchModel | SimilarityModel,
         vocabulary: Vocabulary,
         identity: ModelIdentity,
         config: ScoringConfig,
     ) -> None:
         """Hold a loaded model; `capfilt.models.load.load_filter` loads one.
+
+        A `SimilarityModel` serves where `config.match_prob` is off.
 
         Raises:
             ModelError: The model has fewer positions than `max_tokens`.
@@ -96,6 +98,7 @@ class MatchFilter:
         if self._config.itm_token == "enc":
             first = self._vocabulary.first_to_match
             ids = [[[first, *text[1:]] for text in of_image] for of_image in ids]
+        assert isinstance(self.model, MatchModel)  # `load_filter` sees to it
         memory = self.model.text.remember(states)
         logits = self.model.match_logits(PackedTexts.of(ids, states.device), memory)
         return logits.softmax(-1)[:, 1].tolist()

@@ -3,7 +3,7 @@
 A layout maps each of our names to the names of the tensors that it is made of, stacked along the
 first dimension: transformers keeps the text's query, key and value apart, and we fuse them.
 
-    transformers   BlipForConditionalGeneration, BlipForImageTextRetrieval, as saved by transformers
+    transformers   BlipForConditionalGeneration, BlipForImageTextRetrieval and BlipModel
     original       the `.pth` files of BLIP's authors: timm's names for the ViT, `text_*` as above
 """
 
@@ -98,6 +98,18 @@ def filter_(*, image_layers: int, text_layers: int, original: bool = False) -> L
         **_linear("itm_head", "itm_head"),
     }
     return Layout(parts, _ignored(original, "text_decoder"), {})
+
+
+def similarity(*, image_layers: int, text_layers: int) -> Layout:
+    """Of a `SimilarityModel`."""
+    parts = {
+        **_image(image_layers, original=False),
+        **_text("text_model", text_layers),
+        **_linear("pooler", "text_model.pooler.dense"),
+        "image_projection.weight": ("visual_projection.weight",),
+        "text_projection.weight": ("text_projection.weight",),
+    }
+    return Layout(parts, re.compile(r"\.position_ids$|^logit_scale$"), {})
 
 
 def _ignored(original: bool, other_half: str) -> re.Pattern[str]:

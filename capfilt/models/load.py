@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from capfilt.models.captioner import Captioner
 from capfilt.models.clip import ClipFilter
 from capfilt.models.filter import Filter, MatchFilter
 from capfilt.models.linear import prepare_for_inference
-from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
 from capfilt.models.text_transformer import TextConfig
 from capfilt.models.vit import VitConfig
 from capfilt.models.vocabulary import Vocabulary
@@ -63,20 +64,27 @@ def load_filter(
     """Load a filter.
 
     Args:
-        source: Folder or hub id of a `BlipForImageTextRetrieval` or `CLIPModel`.
+        source: Folder or hub id of a `BlipForImageTextRetrieval`, `BlipModel` or `CLIPModel`.
         config: What it scores.
         precision: As in `load_captioner`.
         device: As in `load_captioner`.
 
     Raises:
-        ModelError: As in `load_captioner`; CLIP is asked for match probabilities.
+        ModelError: As in `load_captioner`; a model without an ITM head is asked for match
+            probabilities.
     """
     identity = checkpoint.inspect(source, "filter")
+    if config.match_prob and identity.architecture != checkpoint.MATCH_FILTER:
+        raise ModelError(
+            f"--filter {source}: a {identity.architecture} has no match probability: set "
+            "scoring.match_prob to false and scoring.similarity to true (preset blip2)"
+        )
     folder = checkpoint.resolve_folder(source)
     if identity.architecture == checkpoint.CLIP_FILTER:
-        return _load_clip(folder, identity, config, precision, device)
+        return _load_clip(folder, identity, precision, device)
     settings = blip_settings(folder)
-    model = load_match_model(folder, settings)
+    is_match = identity.architecture == checkpoint.MATCH_FILTER
+    model = (load_match_model if is_match else load_similarity_model)(folder, settings)
     vocabulary = _vocabulary(folder, settings)
     return MatchFilter(place(model, precision, device), vocabulary, identity, config)
 
@@ -96,6 +104,15 @@ def load_match_model(folder: Path, settings: Any) -> MatchModel:
     names = layout.filter_(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = MatchModel(config)
+    return _filled(model, names, folder)
+
+
+def load_similarity_model(folder: Path, settings: Any) -> SimilarityModel:
+    """The module of a `BlipModel` folder, in fp32 on the CPU."""
+    config = replace(med_config(settings), embedding=settings.projection_dim)
+    names = layout.similarity(image_layers=config.image.layers, text_layers=config.text.layers)
+    with torch.device("meta"):
+        model = SimilarityModel(config)
     return _filled(model, names, folder)
 
 
@@ -144,7 +161,7 @@ def _filled(model: Model, names: layout.Layout, folder: Path) -> Model:
     state = names.collect(checkpoint.read_tensors(folder), str(folder))
     checkpoint.fill(model, state, str(folder))
     statistics = checkpoint.pixel_statistics(folder)
-    assert isinstance(model, CaptionModel | MatchModel)
+    assert isinstance(model, CaptionModel | MatchModel | SimilarityModel)
     model.vit.pixel_mean, model.vit.pixel_std = statistics.mean, statistics.std
     return model
 
@@ -159,15 +176,9 @@ def _vocabulary(folder: Path, settings: Any) -> Vocabulary:
 def _load_clip(
     folder: Path,
     identity: ModelIdentity,
-    config: ScoringConfig,
     precision: Precision,
     device: str | None,
 ) -> ClipFilter:
-    if config.match_prob:
-        raise ModelError(
-            f"--filter {identity.source}: a CLIPModel has no match probability: set "
-            "scoring.match_prob to false and scoring.similarity to true (preset blip2)"
-        )
     from transformers import CLIPModel, CLIPTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):

@@ -3,6 +3,8 @@
     CaptionModel   ViT -> text transformer as image-grounded decoder -> language head
     MatchModel     ViT -> text transformer as encoder -> ITM head, ITC projections
 
+`SimilarityModel` is a third thing under the name of BLIP: transformers' `BlipModel`, ITC alone.
+
 Names of parameters are ours; `capfilt.models.layout` maps them to checkpoints'.
 
 Shapes: N images, S side, T image tokens, B texts, P packed tokens, D width, E embedding width.
@@ -94,6 +96,33 @@ class MatchModel(nn.Module):
     def image_embeddings(self, states: Tensor) -> Tensor:
         """ITC embeddings [N, E] of length 1, fp32, from image states [N, T, Dv]."""
         return F.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
+
+
+class SimilarityModel(nn.Module):
+    """What tells how alike text and image are, as transformers' `BlipModel` does.
+
+    It differs from BLIP's ITC: the class token is normalised twice, the text has a pooler, and the
+    projections have no bias.
+    """
+
+    def __init__(self, config: MedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = ViT(config.image)
+        self.text = TextTransformer(config.text)
+        self.pooler = nn.Linear(config.text.width, config.text.width)
+        self.image_projection = nn.Linear(config.image.width, config.embedding, bias=False)
+        self.text_projection = nn.Linear(config.text.width, config.embedding, bias=False)
+
+    def text_embeddings(self, texts: PackedTexts) -> Tensor:
+        """As `MatchModel.text_embeddings`."""
+        own = Packed(texts.grid, self.config.text.heads)
+        states = self.pooler(self.text.first_tokens(texts.ids, texts.positions, own)).tanh()
+        return F.normalize(self.text_projection(states).float(), dim=-1)
+
+    def image_embeddings(self, states: Tensor) -> Tensor:
+        """As `MatchModel.image_embeddings`."""
+        return F.normalize(self.image_projection(self.vit.norm(states[:, 0])).float(), dim=-1)
 
 
 @dataclass(frozen=True)
