@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from capfilt import __version__
-from capfilt.errors import CapfiltError
+from capfilt.errors import CapfiltError, InputError
 
 app = typer.Typer(
     name="capfilt",
@@ -265,6 +265,12 @@ def ingest(
         allow_private_hosts=allow_private_hosts,
     )
     _print(found.to_dict() if as_json else ingested_text(found))
+    if found.rows and not found.succeeded:
+        hint = "" if allow_private_hosts else " (--allow-private-hosts for hosts of your own)"
+        raise InputError(
+            f"{output_url}: none of {found.rows:,} URLs gave an image{hint}; finished shards are "
+            "not tried again, so remove the folder before the next try"
+        )
     if found.shards_failed:
         raise typer.Exit(1)
 

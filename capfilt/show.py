@@ -15,7 +15,7 @@ from capfilt.run.verify import Verification
 from capfilt.tally import Tally
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
-PAPER_NOISE_RATIO = "BLIP reports 25 % with nucleus sampling, 19 % with beam search"
+PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
 
 
 def summary_text(summary: Summary) -> RenderableType:
@@ -34,7 +34,7 @@ def summary_text(summary: Summary) -> RenderableType:
             f"{summary.images / summary.seconds:,.1f} images/s"
         )
     failed = [f"failed shard {f.shard.id}: {f.error}" for f in summary.shards_failed]
-    return _page(summary.output, facts, summary.tally, failed)
+    return _page(summary.output, facts, summary.tally, summary.noise_ratio, failed)
 
 
 def status_text(status: Status) -> RenderableType:
@@ -54,7 +54,7 @@ def status_text(status: Status) -> RenderableType:
     for role, identity in status.manifest.models.items():
         facts[role] = f"{identity['source']} (sha256 {identity['sha256'][:12]})"
     failed = [f"failed shard {f.shard}: {f.error}" for f in status.failures]
-    return _page(status.output, facts, status.tally, failed)
+    return _page(status.output, facts, status.tally, status.noise_ratio, failed)
 
 
 def ingested_text(found: Ingested) -> RenderableType:
@@ -84,6 +84,11 @@ def verification_text(found: Verification) -> RenderableType:
             f"{len(found.uncommitted)} files belong to no commit (left by a killed run; "
             f"harmless): {escape(', '.join(found.uncommitted[:3]))}"
         )
+    if found.problems:
+        lines.append(
+            "to repair: the same `capfilt run` makes missing and cut files again; for others "
+            "remove commits/<shard>.json first; --overwrite redoes shards of another config"
+        )
     count = len(found.problems)
     verdict = f"{count} problem{'s' * (count > 1)}" if count else "all as committed"
     lines.append(
@@ -93,17 +98,23 @@ def verification_text(found: Verification) -> RenderableType:
     return Group(*lines)
 
 
-def _page(title: str, facts: dict[str, str], tally: Tally, lines: list[str]) -> RenderableType:
+def _page(
+    title: str,
+    facts: dict[str, str],
+    tally: Tally,
+    noise_ratio: float | None,
+    lines: list[str],
+) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("output", escape(title))
-    for name, value in (facts | _counts(tally)).items():
+    for name, value in (facts | _counts(tally, noise_ratio)).items():
         table.add_row(name, escape(value))
     return Group(table, *map(escape, lines))
 
 
-def _counts(tally: Tally) -> dict[str, str]:
+def _counts(tally: Tally, noise_ratio: float | None) -> dict[str, str]:
     samples = tally.samples
     facts = {
         "images": f"{tally.read:,} read = {samples[Verdict.KEPT]:,} kept "
@@ -114,8 +125,8 @@ def _counts(tally: Tally) -> dict[str, str]:
         if share is not None:
             kept = tally.texts[source, Verdict.KEPT]
             facts[f"{source} texts"] = f"{kept:,} of {tally.judged(source):,} kept ({share:.1%})"
-    if tally.noise_ratio is not None:
-        facts["noise ratio"] = f"{tally.noise_ratio:.1%} ({PAPER_NOISE_RATIO})"
+    if noise_ratio is not None:
+        facts["noise ratio"] = f"{noise_ratio:.1%} ({PAPER_NOISE_RATIO})"
     for title, reasons in (
         ("texts dropped", tally.dropped_texts),
         ("images failed", tally.failed_samples),

@@ -74,13 +74,14 @@ def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
         make_filter(folder / "filter", seed=1, names=names, **sizes)
     say("2. Made an untrained captioner and filter.")
 
+    say("3. Serving them on 127.0.0.1, with three URLs broken on purpose. img2dataset downloads,")
+    say("   then capfilt captions and filters on Ray:")
     found, summary, verified = _bootstrap(folder, drawn, seed)
     failures = ", ".join(f"{count} {name}" for name, count in found.failures.items())
-    say(f"3. Served them on 127.0.0.1 and downloaded {found.rows} URLs into {found.shards} shards: "
+    say(f"   Downloaded {found.rows} URLs into {found.shards} shards: "
         f"{found.succeeded} images, {found.failed} failures ({escape(failures)}).")  # fmt: skip
-    say("4. Captioned and filtered them on Ray:")
     say(summary_text(summary))
-    say("5. Read everything again:")
+    say("4. Read everything again:")
     say(verification_text(verified))
     say(f"\nThe dataset is {folder / 'dataset' / 'data'}, the score of every text beside it in "
         f"{folder / 'dataset' / 'ledger'}.\nWith trained models: capfilt run {folder / 'web'} OUT "

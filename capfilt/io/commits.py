@@ -139,6 +139,16 @@ def remove_failure(output: str, shard_id: str) -> None:
     files.remove(files.join(output, outputs.failure_path(shard_id)))
 
 
+def list_outputs(output: str) -> dict[str, int]:
+    """Size in bytes of every data and ledger file, by path relative to the output."""
+    return {
+        f"{folder}/{entry.name}": entry.size_bytes
+        for folder in ("data", "ledger")
+        for entry in files.find(files.join(output, folder))
+        if not entry.name.rpartition("/")[2].startswith(".")
+    }
+
+
 def encode(record: Any) -> bytes:
     """A dataclass or mapping as canonical JSON: sorted keys, one per line, a newline at the end."""
     tree = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record  # type: ignore[arg-type]

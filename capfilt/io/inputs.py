@@ -76,7 +76,7 @@ def human_shards(
         per_shard: How many images of a captions file make one shard.
 
     Returns:
-        Shards of source HUMAN whose ids start with `human/`.
+        Shards of source HUMAN whose ids start with `human-`.
 
     Raises:
         InputError: As `find_shards`; a shard is unfinished; the captions file is none.
@@ -87,7 +87,7 @@ def human_shards(
     if found.unfinished:
         raise InputError(f"{url}: unfinished shards, e.g. {found.unfinished[0]}")
     return tuple(
-        replace(shard, id=f"human/{shard.id}", source=Source.HUMAN) for shard in found.shards
+        replace(shard, id=f"human-{shard.id}", source=Source.HUMAN) for shard in found.shards
     )
 
 

@@ -38,7 +38,7 @@ def slice_pairs(
         per_shard: Images per shard.
 
     Returns:
-        Shards `human/<stem>-00000`, ... in the file's order.
+        Shards `human-<stem>-00000`, ... in the file's order.
 
     Raises:
         InputError: The file is missing or has neither form.
@@ -54,7 +54,7 @@ def slice_pairs(
     stem = entry.name.removesuffix(".json")
     return tuple(
         InputShard(
-            f"human/{stem}-{number:05d}",
+            f"human-{stem}-{number:05d}",
             Form.PAIRS,
             place,
             entry.size_bytes,

@@ -17,6 +17,7 @@ from capfilt.io.commits import (
     InputRecord,
     list_commits,
     list_failures,
+    list_outputs,
     remove_failure,
     write_failure,
 )
@@ -28,6 +29,7 @@ from capfilt.run.manifest import Manifest
 from capfilt.run.plan import Plan, make_plan
 from capfilt.run.progress import Progress
 from capfilt.run.task import Task, differences
+from capfilt.shard import root_of
 from capfilt.tally import Tally
 
 log = logging.getLogger("capfilt")
@@ -77,6 +79,7 @@ class Summary:
     images: int  # of this call
     seconds: float  # of this call, models' loading included
     tally: Tally = field(default_factory=Tally)
+    noise_ratio: float | None = None  # only where a threshold on match_prob decides
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -96,7 +99,7 @@ class Summary:
             "seconds": round(self.seconds, 3),
             "images_per_s": round(self.images / self.seconds, 3) if self.seconds else None,
             **self.tally.to_dict(),
-            "noise_ratio": self.tally.noise_ratio,
+            "noise_ratio": self.noise_ratio,
         }
 
 
@@ -118,7 +121,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     task = Task(config, inspect_models(config), where.output)
     inputs = _find(where)
     commits = list_commits(where.output)
-    plan = make_plan(inputs.shards, commits, task.fingerprint)
+    plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
     if where.address is not None:
         from capfilt.run.cluster import connect
 
@@ -126,7 +129,8 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     _settle_manifest(task, where, plan, is_begun=bool(commits))
     clean_temporary(where.output)
     _announce(plan, inputs, where)
-    works = [Work(shard, redo=True) for shard in plan.stale] + [Work(s) for s in plan.todo]
+    works = [Work(shard) for shard in plan.todo]
+    works += [Work(shard, redo=True) for shard in (*plan.stale, *plan.damaged)]
     works.sort(key=lambda work: work.shard.id)
     left = 0
     if where.limit is not None and len(works) > where.limit:
@@ -135,7 +139,8 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     total = Tally()
     for commit in plan.done:
         total.merge(Tally.from_dict(commit.counts))
-    with Progress(shards=len(works), live=live) as progress:
+    has_threshold = config.selection.min_match_prob is not None
+    with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
         failed = []
         if works:
             failed = execute(_start(task, where, len(works)), works, where.output, progress)
@@ -151,6 +156,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         images=progress.tally.read,
         seconds=progress.seconds,
         tally=total,
+        noise_ratio=total.noise_ratio if has_threshold else None,
     )
 
 
@@ -227,6 +233,13 @@ def _settle_manifest(task: Task, where: Where, plan: Plan, *, is_begun: bool) ->
             f"{'; '.join(differences(old.decisive, new.decisive))}. "
             "Use --overwrite, or a new OUTPUT"
         )
+    if old is not None and is_begun and not where.overwrite:
+        before, now = root_of(old.input), root_of(new.input)
+        if before != now:
+            raise CommitError(
+                f"{where.output} holds a run over {before}. Use --overwrite to go on with {now} "
+                "(shards that are the same stay), or a new OUTPUT"
+            )
     if old is not None and old.versions != new.versions and not other:
         changed_versions = "; ".join(differences(old.versions, new.versions))
         log.warning(
@@ -245,6 +258,8 @@ def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:
         len(plan.todo),
         f", {len(plan.stale)} to redo" if plan.stale else "",
     )
+    if plan.damaged:
+        log.warning("files are missing or cut, made again: %s", _some([s.id for s in plan.damaged]))
     if inputs.unfinished:
         log.warning(
             "unfinished (no _stats.json), skipped: %s; --allow-unfinished takes them",
@@ -289,6 +304,6 @@ def _start(task: Task, where: Where, shards: int) -> Engine:
     return ClusterEngine(task, needs)
 
 
-def _some(names: tuple[str, ...], most: int = 3) -> str:
+def _some(names: Sequence[str], most: int = 3) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

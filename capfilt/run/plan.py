@@ -11,18 +11,28 @@ from capfilt.shard import InputShard
 
 @dataclass(frozen=True)
 class Plan:
-    """Every input shard, in exactly one of three groups, by id."""
+    """Every input shard, in exactly one of four groups: done, todo, stale, damaged."""
 
     done: tuple[Commit, ...]  # committed with this fingerprint from this very input
     todo: tuple[InputShard, ...]  # no commit yet
     stale: tuple[InputShard, ...]  # committed, but the config, a model or the input has changed
     changed_inputs: tuple[str, ...]  # ids of those stale ones whose input file has changed
+    damaged: tuple[InputShard, ...]  # committed, but a file of theirs is missing or cut
 
 
 def make_plan(
-    shards: Sequence[InputShard], commits: Mapping[str, Commit], fingerprint: str
+    shards: Sequence[InputShard],
+    commits: Mapping[str, Commit],
+    fingerprint: str,
+    sizes: Mapping[str, int],
 ) -> Plan:
-    """Compare input and commits.
+    """Compare input, commits and the files that are there.
+
+    Args:
+        shards: Of the input.
+        commits: Of the output, by shard id.
+        fingerprint: Of the run to come.
+        sizes: Of the output's data and ledger files in bytes, by path relative to the output.
 
     An input counts as unchanged when its size and version (etag or modification time) are; where
     it lies may change, so a data set can be mounted elsewhere, or moved with its times kept.
@@ -31,6 +41,7 @@ def make_plan(
     todo: list[InputShard] = []
     stale: list[InputShard] = []
     changed_inputs: list[str] = []
+    damaged: list[InputShard] = []
     for shard in shards:
         commit = commits.get(shard.id)
         if commit is None:
@@ -39,9 +50,12 @@ def make_plan(
         seen = commit.input
         same_input = (seen.size_bytes, seen.version) == (shard.size_bytes, shard.version)
         if same_input and commit.fingerprint == fingerprint:
-            done.append(commit)
+            if all(sizes.get(path) == file.size_bytes for path, file in commit.outputs.items()):
+                done.append(commit)
+            else:
+                damaged.append(shard)
             continue
         stale.append(shard)
         if not same_input:
             changed_inputs.append(shard.id)
-    return Plan(tuple(done), tuple(todo), tuple(stale), tuple(changed_inputs))
+    return Plan(tuple(done), tuple(todo), tuple(stale), tuple(changed_inputs), tuple(damaged))

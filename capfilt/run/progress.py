@@ -25,11 +25,12 @@ class Progress:
     The finished shards' counts are kept here; those in flight are given at each `show`.
     """
 
-    def __init__(self, *, shards: int, live: bool) -> None:
+    def __init__(self, *, shards: int, live: bool, noise_ratio: bool = True) -> None:
         self.tally = Tally()
         self.shards_done = 0
         self.shards_failed = 0
         self._shards = shards
+        self._noise_ratio = noise_ratio
         self._started = time.monotonic()
         self._working_since = self._started
         self._shown_at = self._started
@@ -84,7 +85,7 @@ class Progress:
     def _quality(self, now: Tally) -> list[str]:
         shares = ((source, now.kept_share(source)) for source in Source)
         facts = [f"{source} {share:.1%} kept" for source, share in shares if share is not None]
-        if now.noise_ratio is not None:
+        if self._noise_ratio and now.noise_ratio is not None:
             facts.append(f"noise ratio {now.noise_ratio:.1%}")
         facts.append(f"{now.samples[Verdict.FAILED]:,} images failed")
         if self.shards_failed:

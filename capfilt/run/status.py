@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt.errors import CapfiltError, InputError
-from capfilt.io.commits import Failure, list_commits, list_failures
+from capfilt.io.commits import Failure, list_commits, list_failures, list_outputs
 from capfilt.io.inputs import find_shards, human_shards
 from capfilt.run.manifest import Manifest
 from capfilt.run.plan import make_plan
@@ -30,6 +30,12 @@ class Status:
     seconds: float  # of all workers together
     tally: Tally
 
+    @property
+    def noise_ratio(self) -> float | None:
+        """Of the synthetic captions; None where no threshold on match_prob decides."""
+        has_threshold = self.manifest.config["selection"]["min_match_prob"] is not None
+        return self.tally.noise_ratio if has_threshold else None
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
@@ -47,7 +53,7 @@ class Status:
             },
             "worker_seconds": round(self.seconds, 3),
             **self.tally.to_dict(),
-            "noise_ratio": self.tally.noise_ratio,
+            "noise_ratio": self.noise_ratio,
         }
 
 
@@ -63,14 +69,16 @@ def status(output_url: str) -> Status:
     commits = list_commits(output_url)
     failures = list_failures(output_url)
     pending = unfinished = None
+    damaged_ids: set[str] = set()
     stale_ids = {i for i, commit in commits.items() if commit.fingerprint != manifest.fingerprint}
     try:
         inputs = find_shards(manifest.input)
         shards = inputs.shards
         if manifest.human is not None:
             shards += human_shards(manifest.human, manifest.human_images)
-        plan = make_plan(shards, commits, manifest.fingerprint)
-        pending = sum(shard.id not in failures for shard in plan.todo)
+        plan = make_plan(shards, commits, manifest.fingerprint, list_outputs(output_url))
+        pending = sum(shard.id not in failures for shard in (*plan.todo, *plan.damaged))
+        damaged_ids = {shard.id for shard in plan.damaged}
         unfinished = len(inputs.unfinished)
         stale_ids.update(shard.id for shard in plan.stale)
     except CapfiltError:
@@ -81,7 +89,7 @@ def status(output_url: str) -> Status:
     return Status(
         output=output_url,
         manifest=manifest,
-        done=len(commits) - len(stale_ids),
+        done=len(commits) - len(stale_ids) - len(damaged_ids),
         stale=len(stale_ids),
         failures=tuple(failures[key] for key in sorted(failures)),
         pending=pending,

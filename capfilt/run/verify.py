@@ -12,7 +12,7 @@ from rich.progress import track
 
 from capfilt.errors import CapfiltError, InputError
 from capfilt.io import files, outputs
-from capfilt.io.commits import Commit, list_commits
+from capfilt.io.commits import Commit, list_commits, list_outputs
 from capfilt.io.ledger import read_ledger
 from capfilt.io.writer import count_samples
 from capfilt.record import Source, Verdict
@@ -58,11 +58,7 @@ def verify(output_url: str) -> Verification:
         ):
             problems.extend(of_shard)
     committed = {path for commit in commits.values() for path in commit.outputs}
-    present = {
-        f"{folder}/{entry.name}"
-        for folder in ("data", "ledger")
-        for entry in files.find(files.join(output_url, folder))
-    }
+    present = set(list_outputs(output_url))
     return Verification(
         output=output_url,
         shards=len(commits),

@@ -283,7 +283,7 @@ def test_read_samples_web_server_without_byte_ranges(web_folder: tuple[str, Path
 def test_human_shards_of_a_folder_are_marked(tmp_path: Path) -> None:
     put(tmp_path, "0.tar")
     [shard] = human_shards(str(tmp_path))
-    assert (shard.id, shard.source, shard.form) == ("human/0", Source.HUMAN, Form.TAR)
+    assert (shard.id, shard.source, shard.form) == ("human-0", Source.HUMAN, Form.TAR)
 
 
 def test_human_shards_unfinished_is_an_error(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_human_shards_of_a_captions_file_are_slices(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(pairs))
     shards = human_shards(str(tmp_path / "train.json"), per_shard=2)
     assert [(s.id, s.start, s.stop) for s in shards] == [
-        ("human/train-00000", 0, 2),
-        ("human/train-00001", 2, 4),
-        ("human/train-00002", 4, 5),
+        ("human-train-00000", 0, 2),
+        ("human-train-00001", 2, 4),
+        ("human-train-00002", 4, 5),
     ]
     assert {(s.form, s.source, s.images) for s in shards} == {
         (Form.PAIRS, Source.HUMAN, str(tmp_path))

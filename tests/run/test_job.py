@@ -305,7 +305,7 @@ def test_run_human_pairs_join_unfiltered(config: RunConfig, web: str, tmp_path: 
     assert [row["text"] for row in rows] == [a["caption"] for a in pairs["annotations"]]
     assert {row["verdict"] for row in rows} == {"kept"}
     assert {row["match_prob"] for row in rows} == {None}
-    [shard] = (tmp_path / "out" / "data" / "human").glob("*.tar")
+    [shard] = (tmp_path / "out" / "data").glob("human-*.tar")
     samples = list(tar_samples(shard))
     assert [sample["jpg"] for sample in samples] == [picture(1000 + i) for i in range(3)]
     assert verify(str(tmp_path / "out")).problems == ()
@@ -394,9 +394,12 @@ def test_run_human_and_web_shards_of_one_id_are_refused(
     config: RunConfig, web: str, tmp_path: Path
 ) -> None:
     (tmp_path / "top").mkdir()
-    Path(web).rename(tmp_path / "top" / "human")
-    with pytest.raises(InputError, match="same ids: human/00000"):
-        local(config, str(tmp_path / "top"), tmp_path / "out", human=str(tmp_path / "top/human"))
+    Path(web).rename(tmp_path / "top" / "web")
+    write_shard(tmp_path / "top" / "human-x", 0, 2)
+    human = tmp_path / "elsewhere"
+    write_shard(human / "x", 0, 2)
+    with pytest.raises(InputError, match="same ids: human-x/00000"):
+        local(config, str(tmp_path / "top"), tmp_path / "out", human=str(human))
 
 
 def test_run_overwrite_in_another_format_leaves_no_file_of_the_old(
@@ -407,6 +410,39 @@ def test_run_overwrite_in_another_format_leaves_no_file_of_the_old(
     local(parquet, web, tmp_path / "out", overwrite=True)
     assert {file.suffix for file in (tmp_path / "out" / "data").iterdir()} == {".parquet"}
     assert verify(str(tmp_path / "out")).uncommitted == ()
+
+
+def test_run_makes_missing_and_cut_files_again(config: RunConfig, web: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    local(config, web, out)
+    before = hashes(out)
+    (out / "ledger" / "00001.parquet").unlink()
+    tar = out / "data" / "00002.tar"
+    tar.write_bytes(tar.read_bytes()[:-1024])
+    assert (status(str(out)).done, status(str(out)).pending) == (2, 2)
+    assert local(config, web, out).shards_done == 2
+    assert hashes(out) == before
+
+
+def test_run_over_another_input_is_refused_until_overwrite_joins_them(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    local(config, web, tmp_path / "out")
+    other = tmp_path / "other"
+    write_shard(other, 7, 12)
+    with pytest.raises(CommitError, match=r"holds a run over .*web"):
+        local(config, str(other), tmp_path / "out")
+    summary = local(config, str(other), tmp_path / "out", overwrite=True)
+    assert summary.shards_done == 1
+    assert len(commits(tmp_path / "out")) == 5
+
+
+def test_noise_ratio_is_told_where_a_threshold_decides(
+    config: RunConfig, captioner: str, clip: str, web: str, tmp_path: Path
+) -> None:
+    assert local(config, web, tmp_path / "blip", limit=1).noise_ratio is not None
+    ranked = resolve(preset="blip2", options={"captioner": captioner, "filter": clip})
+    assert local(ranked, web, tmp_path / "blip2", limit=1).noise_ratio is None
 
 
 def test_verify_names_shards_of_another_config(config: RunConfig, web: str, tmp_path: Path) -> None:
