@@ -18,28 +18,40 @@ from capfilt.record import Annotated, Source, Text
 # What we add; an original field of such a name that says something else is kept as `input_<name>`.
 OURS = ("caption", "captions", "web_text")
 
+# A score that was not computed, in a tar's JSON: no match probability and no cosine lies there.
+# Readers that infer types from the first samples (`datasets`) take a null or a missing key for the
+# type of the whole column, and then fail on, or lose, the scores of later shards. Parquet, which
+# says its types, has nulls.
+NOT_SCORED = -2.0
+
 
 def output_fields(annotated: Annotated) -> dict[str, Any]:
     """Every original field, with the kept texts in `caption` and `captions`.
 
-    `caption` is the first kept text, `captions` all of them with source and scores, `web_text` the
-    web text as it came. No nulls are added: a reader that infers types from the first sample
-    would take a null for a type.
+    `caption` is the first kept text, `captions` all of them as `text`, `source`, `match_prob` and
+    `similarity` (NOT_SCORED where there is none), `web_text` the web text as it came, empty where
+    there is none. Every sample has these keys with values of these types, and no null among them.
 
     Returns:
         Original fields in their order, then ours.
     """
     web = web_text_of(annotated)
+    metadata = annotated.sample.metadata
     fields: dict[str, Any] = {}
-    for name, value in annotated.sample.metadata.items():
+    for name, value in metadata.items():
         if name not in OURS:
             fields[name] = value
         elif not (name == "caption" and value in (web, None)):
-            fields[f"input_{name}"] = value
+            free = f"input_{name}"
+            while free in metadata:
+                free = f"input_{free}"
+            fields[free] = value
     fields["caption"] = annotated.kept[0].content
-    fields["captions"] = [caption_fields(text) for text in annotated.kept]
-    if web is not None:
-        fields["web_text"] = web
+    fields["captions"] = [
+        {name: NOT_SCORED if value is None else value for name, value in caption.items()}
+        for caption in map(caption_fields, annotated.kept)
+    ]
+    fields["web_text"] = web or ""
     return fields
 
 
@@ -49,20 +61,35 @@ def output_json(annotated: Annotated) -> str:
 
 
 def to_json(fields: Mapping[str, Any]) -> str:
-    """Fields as JSON of one line, in their order, readable where UTF-8 can store them."""
-    text = json.dumps(fields, ensure_ascii=False, default=_plain)
+    """Fields as JSON of one line, in their order, readable where UTF-8 can store them.
+
+    What JSON has no type for: bytes are in base64, dates and times in ISO 8601, decimals and others
+    as text, and numbers that are not finite are null.
+    """
     try:
+        text = _dump(fields, ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it as an escape only
-        text = json.dumps(fields, default=_plain)
+        text = _dump(fields, ensure_ascii=True)
     return text
 
 
+def _dump(fields: Mapping[str, Any], *, ensure_ascii: bool) -> str:
+    try:
+        return json.dumps(fields, ensure_ascii=ensure_ascii, default=_plain, allow_nan=False)
+    except ValueError:  # NaN or infinity, at whatever depth
+        tree = json.loads(json.dumps(fields, default=_plain), parse_constant=lambda _: None)
+        return json.dumps(tree, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
 def caption_fields(text: Text) -> dict[str, Any]:
-    """A kept text with the scores it has."""
-    scores = {"match_prob": text.score.match_prob, "similarity": text.score.similarity}
-    known = {name: _shortest(score) for name, score in scores.items() if score is not None}
-    return {"text": text.content, "source": str(text.source), **known}
+    """A kept text with its scores; None for one that was not computed."""
+    return {
+        "text": text.content,
+        "source": str(text.source),
+        "match_prob": _shortest(text.score.match_prob),
+        "similarity": _shortest(text.score.similarity),
+    }
 
 
 def web_text_of(annotated: Annotated) -> str | None:
@@ -76,9 +103,9 @@ def web_text_of(annotated: Annotated) -> str | None:
     return first.content
 
 
-def _shortest(score: float) -> float:
+def _shortest(score: float | None) -> float | None:
     # Scores are float32: 0.1 and not 0.10000000149011612.
-    return float(str(np.float32(score)))
+    return None if score is None else float(str(np.float32(score)))
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,7 @@ def read_folder(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     for entry in files.list_folder(shard.url):
         parts = split_name(entry.name)
         if parts is not None and not entry.is_folder:
-            by_key[parts[0]].append((parts[1], entry))
+            by_key[parts[0]].append((readable(parts[1])[0], entry))
     keys = list(by_key)
 
     def read(key: str) -> Sample:

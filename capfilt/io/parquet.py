@@ -22,7 +22,7 @@ from capfilt.io import files
 from capfilt.io.fields import caption_fields, to_json, web_text_of
 from capfilt.io.members import IMAGE_EXTS, readable, texts_of
 from capfilt.record import Annotated, Reason, Sample
-from capfilt.shard import Form, InputShard
+from capfilt.shard import InputShard
 
 _IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
 _CAPTION_COLUMNS = ("caption", "text", "txt")
@@ -169,25 +169,19 @@ class ParquetWriter:
     """Writes kept samples as a Parquet shard that `datasets` opens with images. Same samples, same
     bytes.
 
-    Columns: key, image, caption, captions, web_text; then, from a Parquet input, its own columns in
-    their own types, and from any other input `json` with the original fields and `extras` with
-    what else lay beside the image.
+    Columns: key, image, caption, captions (text, source, match_prob, similarity), web_text, `json`
+    with every original field or column but the image (`fields.to_json`), and `extras` with what
+    else lay beside it. They are the same of every input, so that all shards load as one dataset.
     """
 
-    def __init__(
-        self, file: Path | BinaryIO, *, images: bool = True, input_schema: Any = None
-    ) -> None:
+    def __init__(self, file: Path | BinaryIO, *, images: bool = True) -> None:
         """Begin a shard.
 
         Args:
             file: A local path or an open file.
             images: Whether to write images, and what else the input had beside texts.
-            input_schema: The Arrow schema of a Parquet input; None for other inputs.
         """
-        self._images = images
-        self._plain = input_schema is None
-        self._columns = _input_columns(input_schema)
-        self._schema = _output_schema(input_schema, self._columns, images=images)
+        self._schema = _output_schema(images=images)
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         self._writer = pq.ParquetWriter(
@@ -200,15 +194,15 @@ class ParquetWriter:
     def write(self, annotated: Annotated) -> None:
         """Add a sample that keeps at least one text."""
         sample = annotated.sample
-        row = {name: sample.metadata.get(column) for name, column in self._columns.items()}
-        row["key"] = sample.key
-        row["image"] = {"bytes": sample.image, "path": f"{sample.key}.{sample.image_ext}"}
-        row["caption"] = annotated.kept[0].content
-        row["captions"] = [caption_fields(text) for text in annotated.kept]
-        row["web_text"] = web_text_of(annotated)
-        if self._plain:
-            row["json"] = to_json(sample.metadata)
-            row["extras"] = [{"ext": e, "data": data} for e, data in sorted(sample.extras.items())]
+        row = {
+            "key": sample.key,
+            "image": {"bytes": sample.image, "path": f"{sample.key}.{sample.image_ext}"},
+            "caption": annotated.kept[0].content,
+            "captions": [caption_fields(text) for text in annotated.kept],
+            "web_text": web_text_of(annotated),
+            "json": to_json(sample.metadata),
+            "extras": [{"ext": e, "data": data} for e, data in sorted(sample.extras.items())],
+        }
         self._rows.append(row)
         self._bytes += len(sample.image or b"") + sum(map(len, sample.extras.values()))
         if len(self._rows) == _ROWS_PER_GROUP or self._bytes >= _BYTES_PER_GROUP:
@@ -240,35 +234,7 @@ class ParquetWriter:
         self.close()
 
 
-def input_schema(shard: InputShard) -> Any:
-    """The Arrow schema of a Parquet input shard; None for other forms.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
-    if shard.form is not Form.PARQUET:
-        return None
-    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
-        try:
-            return pq.read_schema(file)
-        except (pa.ArrowException, ValueError) as error:
-            raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
-
-
-def _input_columns(schema: Any) -> dict[str, str]:
-    """The input's own columns by their names in the output, where ours may be in the way.
-
-    Its key and image are ours as well, and its `caption` is our `web_text`.
-    """
-    if schema is None:
-        return {}
-    ours = {"image", "captions", "web_text"}
-    image = _image_column(schema)
-    own = [name for name in schema.names if name not in ("key", "caption", image)]
-    return {f"input_{name}" if name in ours else name: name for name in own}
-
-
-def _output_schema(schema: Any, columns: Mapping[str, str], *, images: bool) -> Any:
+def _output_schema(*, images: bool) -> Any:
     fields = [pa.field("key", pa.string())]
     if images:
         fields.append(pa.field("image", _IMAGE))
@@ -276,14 +242,10 @@ def _output_schema(schema: Any, columns: Mapping[str, str], *, images: bool) -> 
         pa.field("caption", pa.string()),
         pa.field("captions", pa.list_(_CAPTION)),
         pa.field("web_text", pa.string()),
+        pa.field("json", pa.string()),
     ]
-    if schema is None:
-        fields.append(pa.field("json", pa.string()))
-        if images:
-            fields.append(pa.field("extras", pa.list_(_EXTRA)))
-    else:
-        fields += [pa.field(name, schema.field(own).type) for name, own in columns.items()]
     if not images:
         return pa.schema(fields)
+    fields.append(pa.field("extras", pa.list_(_EXTRA)))
     features = {"info": {"features": {"image": {"_type": "Image"}}}}
     return pa.schema(fields, metadata={"huggingface": json.dumps(features)})

@@ -8,6 +8,7 @@ its `TarWriter(mtime=0)` writes, and it is read by the same naming rule.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterato
             parts = split_name(member.name)
             if parts is None:
                 continue
-            key, ext = readable(parts[0])[0], parts[1]
+            key, ext = (readable(part)[0] for part in parts)
             if open_sample is None or key != open_sample.key:
                 if open_sample is not None:
                     yield open_sample.sample()
@@ -135,6 +136,9 @@ class TarWriter:
 
     A sample is its original image, `.txt` with the first kept text, `.json` with every original
     field, all kept texts and scores, and what else the input had.
+
+    A tar without samples is valid, but `datasets` infers its types from the first tar that it is
+    given and fails on an empty one, whatever that holds: give it one with samples first.
     """
 
     def __init__(self, file: Path | BinaryIO, *, images: bool = True) -> None:
@@ -192,10 +196,12 @@ class TarWriter:
 def tar_key(key: str) -> str:
     """A key as a tar can hold it: readers end a key at the first dot of its base name.
 
-    Only keys from elsewhere have one (a Parquet `key` column, a captions file).
+    Only keys from elsewhere have one (a Parquet `key` column, a captions file). No two keys become
+    the same: a `%` that would read as such an escape is escaped itself, and `%2E` and `%25` of a
+    base name, replaced from left to right, give the key back.
 
-    >>> tar_key("v1.0/photo.001")
-    'v1.0/photo%2E001'
+    >>> tar_key("v1.0/photo.001"), tar_key("photo%2E001"), tar_key("50% off")
+    ('v1.0/photo%2E001', 'photo%252E001', '50% off')
     """
     folder, slash, base = key.rpartition("/")
-    return folder + slash + base.replace(".", "%2E")
+    return folder + slash + re.sub("%(?=2E|25)", "%25", base).replace(".", "%2E")

@@ -14,10 +14,9 @@ from capfilt.config import OutputConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.members import split_name
-from capfilt.io.parquet import ParquetWriter, input_schema
+from capfilt.io.parquet import ParquetWriter
 from capfilt.io.tar import TarWriter
 from capfilt.record import Annotated
-from capfilt.shard import InputShard
 
 
 class DataWriter(Protocol):
@@ -37,19 +36,16 @@ class DataWriter(Protocol):
     ) -> None: ...
 
 
-def open_writer(file: Path, output: OutputConfig, shard: InputShard) -> DataWriter:
-    """Begin the data shard of an input shard.
+def open_writer(file: Path, output: OutputConfig, _shard: object = None) -> DataWriter:
+    """Begin a data shard.
 
     Args:
         file: A local path, usually of a publication.
         output: Which form, and whether with images.
-        shard: Its input; of a Parquet one the columns are taken over.
-
-    Raises:
-        InputError: The input's columns cannot be read.
+        _shard: Its input, which has no say in the form any more.
     """
     if output.format == "parquet":
-        return ParquetWriter(file, images=output.images, input_schema=input_schema(shard))
+        return ParquetWriter(file, images=output.images)
     return TarWriter(file, images=output.images)
 
 

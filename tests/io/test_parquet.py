@@ -14,11 +14,11 @@ import pytest
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files, publish
-from capfilt.io.parquet import ParquetWriter, input_schema
+from capfilt.io.parquet import ParquetWriter
 from capfilt.io.reader import read_samples
 from capfilt.record import Annotated, Reason, Sample, Score, Source, Text, Verdict
 from capfilt.shard import Form, InputShard
-from tests.io.conftest import annotate, jpeg, read
+from tests.io.conftest import annotate, jpeg, read, write_tar
 
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -195,37 +195,81 @@ def test_parquet_writer_columns_of_a_tar_input(tmp_path: Path) -> None:
     assert row["extras"] == [{"ext": "cls", "data": b"7"}]
 
 
-def test_parquet_writer_columns_of_a_parquet_input_keep_type_and_value(tmp_path: Path) -> None:
+def test_parquet_writer_columns_of_a_parquet_input_are_in_its_json(tmp_path: Path) -> None:
     moment = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
     columns = {
         "key": pa.array([7], pa.int64()),
         "jpg": pa.array([jpeg()], pa.binary()),
         "caption": pa.array(["the web text"]),
         "image": pa.array(["in our way"]),
-        "captions": pa.array([["x"]]),
-        "width": pa.array([16], pa.int32()),
-        "score": pa.array([0.1], pa.float32()),
+        "score": pa.array([float("nan")], pa.float32()),
         "nanoseconds": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC")),
         "moment": pa.array([moment], pa.timestamp("us", "UTC")),
         "price": pa.array([decimal.Decimal("1.50")], pa.decimal128(5, 2)),
         "label": pa.array(["cat"]).dictionary_encode(),
-        "nested": pa.array([{"a": [1, None], "b": None}]),
-        "embedding": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+        "nested": pa.array([{"a": [1.0, float("inf")], "b": None}]),
         "tags": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8())),
         "nothing": pa.nulls(1),
-        "large": pa.array(["x"], pa.large_string()),
+        "raw": pa.array([b"\x00\xff"], pa.binary()),
     }
     source = write(tmp_path / "in.parquet", **columns)
-    schema = input_schema(InputShard("0", Form.PARQUET, str(source), 0, ""))
-    path = written(tmp_path / "0.parquet", *keep_all(source), input_schema=schema)
-    table, original = pq.read_table(path), pq.read_table(source)
-    renamed = {"image": "input_image", "captions": "input_captions"}
-    for name in set(columns) - {"key", "jpg", "caption"}:
-        assert table.column(renamed.get(name, name)).equals(original.column(name)), name
-    assert table.column("key").to_pylist() == ["7"]
-    assert table.column("web_text").to_pylist() == ["the web text"]
-    assert table.column("caption").to_pylist() == ["synthetic"]
-    assert "json" not in table.column_names
+    [row] = pq.read_table(written(tmp_path / "0.parquet", *keep_all(source))).to_pylist()
+    assert json.loads(row["json"], parse_constant=pytest.fail) == {
+        "key": 7,
+        "caption": "the web text",
+        "image": "in our way",
+        "score": None,
+        "nanoseconds": 1_700_000_000_123_456_789,
+        "moment": "2026-01-02T03:04:05+00:00",
+        "price": "1.50",
+        "label": "cat",
+        "nested": {"a": [1.0, None], "b": None},
+        "tags": [["a", 1]],
+        "nothing": None,
+        "raw": "AP8=",
+    }
+    assert (row["key"], row["web_text"], row["caption"]) == ("7", "the web text", "synthetic")
+
+
+def test_parquet_writer_captions_that_are_lists_stay(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "in.parquet",
+        jpg=pa.array([jpeg()], pa.binary()),
+        caption=pa.array([["one", "two"]]),
+    )
+    [annotated] = keep_all(source)
+    assert annotated.texts[0].reason is Reason.NO_TEXT
+    [row] = pq.read_table(written(tmp_path / "0.parquet", annotated)).to_pylist()
+    assert json.loads(row["json"]) == {"caption": ["one", "two"]}
+
+
+def test_parquet_writer_extension_that_is_not_utf8_is_written(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", [("1.jpg", jpeg()), ("1.caf\udce9", b"x")])
+    [sample] = read(tar)
+    kept = Text(Source.SYNTHETIC, 0, "made", Score(0.9), Verdict.KEPT)
+    annotated = Annotated(sample, (*sample.texts, kept), (kept,), Verdict.KEPT)
+    [row] = pq.read_table(written(tmp_path / "0.parquet", annotated)).to_pylist()
+    assert row["extras"] == [{"ext": "caf\\udce9", "data": b"x"}]
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_parquet_writer_shards_of_all_inputs_load_as_one(tmp_path: Path, is_reversed: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    jpgs = pa.array([jpeg()] * 2, pa.binary())
+    source = write(tmp_path / "in.parquet", jpg=jpgs, key=["p0", "p1"], width=[16, 16])
+    tar = annotate("t", metadata={"url": "http://x"}, extras={"cls": b"1"})
+    shards = [
+        written(tmp_path / "0.parquet", *keep_all(source)),
+        written(tmp_path / "1.parquet", tar),
+    ]
+    rows = datasets.load_dataset(
+        "parquet",
+        data_files=[str(path) for path in (reversed(shards) if is_reversed else shards)],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert set(rows["key"]) == {"p0", "p1", "t"}
+    assert {row["key"]: json.loads(row["json"]) for row in rows}["p1"]["width"] == 16
 
 
 def test_parquet_writer_twice_gives_the_same_bytes(tmp_path: Path) -> None:

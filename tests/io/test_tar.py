@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import webdataset as wds
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files, publish
+from capfilt.io.fields import NOT_SCORED
 from capfilt.io.reader import read_samples
 from capfilt.io.tar import TarWriter, tar_key
-from capfilt.record import Annotated, Reason, Source
+from capfilt.record import Annotated, Reason, Sample, Source, Text, Verdict
 from capfilt.shard import Form, InputShard
 from tests.io.conftest import annotate, jpeg, read, sample_members, write_tar
 
@@ -315,7 +318,8 @@ def test_tar_writer_members_are_image_text_and_fields(tmp_path: Path) -> None:
     assert content["1.txt"] == b"a picture of a dog"
     assert content["1.json"].decode() == (
         '{"url": "http://x", "key": "1", "caption": "a picture of a dog", "captions": '
-        '[{"text": "a picture of a dog", "source": "synthetic", "match_prob": 0.9}], '
+        '[{"text": "a picture of a dog", "source": "synthetic", '
+        '"match_prob": 0.9, "similarity": -2.0}], '
         '"web_text": "the web text"}'
     )
 
@@ -367,6 +371,53 @@ def test_tar_writer_key_with_dots_stays_one_key_for_readers(tmp_path: Path) -> N
 
 def test_tar_key_without_dots_is_unchanged() -> None:
     assert tar_key("v1.0/000 ñ%") == "v1.0/000 ñ%"
+
+
+def test_tar_key_of_no_two_keys_is_the_same() -> None:
+    keys = {"".join(part) for part in itertools.product([*".%2E5", "%2E", "%25"], repeat=4)}
+    for key in keys:
+        base = tar_key(key)
+        assert "." not in base
+        assert re.sub("%(2E|25)", lambda m: {"2E": ".", "25": "%"}[m[1]], base) == key
+
+
+def human(key: str) -> Annotated:
+    """As a captions file gives them: no score, other fields."""
+    text = Text(Source.HUMAN, 0, "a dog", verdict=Verdict.KEPT)
+    sample = Sample(key, jpeg(), "jpg", (text,), {"image": f"{key}.jpg"})
+    return Annotated(sample, (text,), (text,), Verdict.KEPT)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("first", ["human", "web"])
+def test_tar_writer_scored_and_unscored_tars_load_in_any_order(
+    tmp_path: Path, first: str, streaming: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    written(tmp_path / "human.tar", *[human(f"h{i}") for i in range(6)])
+    written(tmp_path / "web.tar", *[annotate(f"w{i}") for i in range(6)])
+    names = sorted(("human", "web"), key=lambda name: name != first)
+    rows = datasets.load_dataset(
+        "webdataset",
+        data_files=[str(tmp_path / f"{name}.tar") for name in names],
+        split="train",
+        streaming=streaming,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    by_key = {row["__key__"]: row["json"] for row in rows}
+    assert len(by_key) == 12
+    assert by_key["w5"]["web_text"] == "the web text"
+    [caption] = by_key["w5"]["captions"]
+    assert (caption["match_prob"], caption["similarity"]) == (0.9, NOT_SCORED)
+    assert by_key["h5"]["web_text"] == ""
+    [caption] = by_key["h5"]["captions"]
+    assert (caption["match_prob"], caption["similarity"]) == (NOT_SCORED, NOT_SCORED)
+
+
+def test_read_tar_extension_that_is_not_utf8_can_be_stored(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", jpeg()), ("1.caf\udce9", b"x")])
+    [sample] = read(path)
+    assert sample.extras == {"caf\\udce9": b"x"}
 
 
 def test_tar_writer_output_loads_with_webdataset_and_datasets(tmp_path: Path) -> None:
