@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models.linear import product
+from capfilt.models.transfer import tensor_on
 
 # On a CPU the fused kernel costs more than it saves below this number of queries.
 _FEW_QUERIES = 8
@@ -98,7 +99,7 @@ class Grid:
         if all(count == width for count in counts):
             return cls(len(counts), width, None)
         cells = [i * width + j for i, count in enumerate(counts) for j in range(count)]
-        return cls(len(counts), width, torch.tensor(cells, device=device))
+        return cls(len(counts), width, tensor_on(cells, device))
 
     def spread(self, x: Tensor) -> Tensor:
         """[P, D] -> [height, width, D], zeros where no row stands."""
@@ -145,7 +146,7 @@ class ImageMemory:
 
     def select(self, images: Sequence[int]) -> ImageMemory:
         """A copy that holds only these images, in this order."""
-        index = torch.tensor(images, device=self.keys[0].device)
+        index = tensor_on(list(images), self.keys[0].device)
         return ImageMemory(
             tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
         )

@@ -12,6 +12,7 @@ from capfilt.errors import ModelError
 from capfilt.models.generation import generate
 from capfilt.models.images import PixelSpec
 from capfilt.models.med import CaptionModel
+from capfilt.models.transfer import stack_on
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
@@ -71,7 +72,7 @@ class Captioner:
         if not pixels:
             return []
         device = self.model.vit.class_token.device
-        states = self.model.vit(torch.stack(list(pixels)).to(device))
+        states = self.model.vit(stack_on(pixels, device))
         captions = generate(
             self.model,
             states,

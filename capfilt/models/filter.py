@@ -12,6 +12,7 @@ from capfilt.config import ScoringConfig
 from capfilt.errors import ModelError
 from capfilt.models.images import PixelSpec
 from capfilt.models.med import MatchModel, PackedTexts, SimilarityModel
+from capfilt.models.transfer import stack_on
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity, Score
 from capfilt.text import normalise
@@ -80,7 +81,7 @@ class MatchFilter:
         if not asked:
             return [[] for _ in texts]
         device = self.model.vit.class_token.device
-        states = self.model.vit(torch.stack([pixels[i] for i in asked]).to(device))
+        states = self.model.vit(stack_on([pixels[i] for i in asked], device))
         ids = self._tokens([texts[i] for i in asked])
         nothing = [None] * sum(map(len, ids))
         match_probs = self._match_probs(states, ids) if self._config.match_prob else nothing

@@ -22,12 +22,15 @@ from capfilt.config import CaptionConfig
 from capfilt.models.attention import Cache, Grid, ImageMemory
 from capfilt.models.med import CaptionModel
 from capfilt.models.text_transformer import Looking
+from capfilt.models.transfer import tensor_on
 from capfilt.models.uniforms import uniforms
 
 # Nuclei of 0.9 hold a few hundred tokens at most; looking at this many first saves a full sort.
 _CANDIDATES = 1024
 # Dropping ended images copies the keys and values of the others: worth it once they are this few.
 _WORTH_COPYING = 0.75
+# To learn which rows have ended the host has to wait for a GPU; a few steps for nothing cost less.
+_STEPS_BETWEEN_CHECKS = {"cuda": 4}
 _NEVER = -1e9  # transformers' score of what must not be chosen
 
 
@@ -56,20 +59,24 @@ class Session:
         )  # fmt: skip
         self._device = image_states.device
         self._arrange()
-        ids = torch.tensor(prompt, device=self._device).expand(len(self._owners), -1)
+        ids = tensor_on(list(prompt), self._device).expand(len(self._owners), -1)
         self.logits = self._run(ids)  # [A, V], of each row's next token
 
     def advance(self, ids: Tensor) -> None:
         """Append one token [A] to every row."""
         self.logits = self._run(ids[:, None])
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, ordered by image; a row may come more than once."""
-        chosen = rows.tolist()
-        if chosen != list(range(len(self._owners))):
-            self._owners = [self._owners[row] for row in chosen]
-            self._cache.select(rows)
-            self._arrange()
+        if list(rows) == list(range(len(self._owners))):
+            return
+        self._owners = [self._owners[row] for row in rows]
+        self._arrange()
+        self.reorder(tensor_on(list(rows), self._device))
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let rows [A] change places with others of their image; a row may come more than once."""
+        self._cache.select(rows)
         self.logits = self.logits[rows]
 
     def _arrange(self) -> None:
@@ -81,10 +88,13 @@ class Session:
         for owner in self._owners:
             counts[owner] += 1
         self._counts = list(counts.values())
+        self._grid = Grid.of(self._counts, self._device)  # of one token a row
 
     def _run(self, ids: Tensor) -> Tensor:
         rows, fresh = ids.shape
-        grid = Grid.of([count * fresh for count in self._counts], self._device)
+        grid = self._grid
+        if fresh > 1:
+            grid = Grid.of([count * fresh for count in self._counts], self._device)
         start = self._cache.length
         positions = torch.arange(start, start + fresh, device=self._device).repeat(rows)
         states = self._model.text(
@@ -141,32 +151,39 @@ def _rows(
 ) -> list[list[list[int]]]:
     """Decode `per_image` independent rows per image; `numbers` [N * K, steps] samples them."""
     per_image, device = config.per_image, session.logits.device
+    steps, patience = config.max_length - len(prompt), _STEPS_BETWEEN_CHECKS.get(device.type, 1)
     captions: list[list[int]] = [[] for _ in range(images * per_image)]
-    active = torch.arange(images * per_image, device=device)  # which caption each row is
-    session.select(active // per_image)
-    ids = torch.tensor(prompt, device=device).repeat(len(active), 1)
-    for step in range(config.max_length - len(prompt)):
+    active = list(range(images * per_image))  # which caption each row is
+    session.select([caption // per_image for caption in active])
+    ids = tensor_on(list(prompt), device).repeat(len(active), 1)
+    for step in range(steps):
         scores = _adjust(session.logits, ids, end, config)
         if numbers is None:
             chosen = scores.argmax(-1)
         else:
-            chosen = sample_nucleus(scores, numbers[active, step], config)
+            chosen = sample_nucleus(scores, numbers[:, step], config)
         ids = torch.cat([ids, chosen[:, None]], dim=1)
-        ended = chosen == end
-        if ended.any():
-            finished = zip(active[ended].tolist(), ids[ended].tolist(), strict=True)
-            for caption, row in finished:
-                captions[caption] = row[len(prompt) : -1]
-            going = (~ended).nonzero().squeeze(1)
-            active, ids = active[going], ids[going]
-            if not len(active):
-                break
-            session.select(going)
-        if ids.shape[1] < config.max_length:
+        if step + 1 < steps and (step + 1) % patience == 0:
+            ended = (ids[:, len(prompt) :] == end).any(1).tolist()
+            if any(ended):
+                gone = [row for row, is_over in enumerate(ended) if is_over]
+                for row, tokens in zip(gone, _rows_of(ids, gone).tolist(), strict=True):
+                    captions[active[row]] = _until(tokens[len(prompt) :], end)
+                going = [row for row, is_over in enumerate(ended) if not is_over]
+                if not going:
+                    return _by_image(captions, per_image)
+                active, ids = [active[row] for row in going], _rows_of(ids, going)
+                numbers = None if numbers is None else _rows_of(numbers, going)
+                session.select(going)
+        if step + 1 < steps:
             session.advance(ids[:, -1])
-    for caption, row in zip(active.tolist(), ids.tolist(), strict=True):
-        captions[caption] = row[len(prompt) :]
-    return [captions[i * per_image : (i + 1) * per_image] for i in range(images)]
+    for caption, tokens in zip(active, ids.tolist(), strict=True):
+        captions[caption] = _until(tokens[len(prompt) :], end)
+    return _by_image(captions, per_image)
+
+
+def _by_image(captions: list[list[int]], per_image: int) -> list[list[list[int]]]:
+    return [captions[i : i + per_image] for i in range(0, len(captions), per_image)]
 
 
 def _adjust(scores: Tensor, ids: Tensor, end: int, config: CaptionConfig) -> Tensor:
@@ -179,7 +196,8 @@ def _adjust(scores: Tensor, ids: Tensor, end: int, config: CaptionConfig) -> Ten
         seen = scores.gather(1, ids)
         scores = scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
     if ids.shape[1] < config.min_length:
-        scores = scores.index_fill(1, torch.tensor([end], device=ids.device), -math.inf)
+        scores = scores.clone()
+        scores[:, end] = -math.inf
     return scores
 
 
@@ -202,7 +220,8 @@ def sample_nucleus(scores: Tensor, numbers: Tensor, config: CaptionConfig) -> Te
     """
     scores = scores / config.temperature
     tokens, logs, inside = _nucleus(scores, min(_CANDIDATES, scores.shape[1]), config)
-    # A nucleus that reaches the last candidate's score may go on beyond the candidates.
+    # A nucleus that reaches the last candidate's score may go on beyond the candidates. On a GPU
+    # this is the one wait of a step; always sorting the whole vocabulary would avoid it.
     if logs.shape[1] < scores.shape[1] and bool((inside & (logs == logs[:, -1:])).any()):
         tokens, logs, inside = _nucleus(scores, scores.shape[1], config)
     mass = torch.where(inside, (logs - logs[:, :1]).double().exp(), 0).cumsum(-1)
@@ -241,9 +260,9 @@ def _beams(
     """
     beams, start, device = config.num_beams, len(prompt), session.logits.device
     captions: list[list[list[int]]] = [[] for _ in range(images)]
-    searched = torch.arange(images, device=device)  # [I], which image each is
-    session.select(searched.repeat_interleave(beams))
-    running = torch.tensor(prompt, device=device).repeat(images, beams, 1)  # [I, K, length]
+    searched = list(range(images))  # which image each is
+    session.select([image for image in searched for _ in range(beams)])
+    running = tensor_on(list(prompt), device).repeat(images, beams, 1)  # [I, K, length]
     running_scores = torch.zeros(images, beams, device=device)
     running_scores[:, 1:] = _NEVER  # all beams are alike at first
     best = torch.full((images, beams, config.max_length), end, device=device)  # finished, sorted
@@ -270,22 +289,32 @@ def _beams(
         running, beam = _take(candidates, order), beam.gather(1, order)
         worst = torch.where(is_finished, best_scores.amin(1, keepdim=True), _NEVER)
         hopeful = (running_scores[:, :1] / (length - start) > worst).any(1)
-        if length == config.max_length:
-            hopeful = torch.zeros_like(hopeful)
-        for image, rows in zip(searched[~hopeful].tolist(), best[~hopeful].tolist(), strict=True):
-            captions[image] = [_until(row[start:], end) for row in rows[: config.per_image]]
-        if not hopeful.any():
+        going = [] if length == config.max_length else _true(hopeful)
+        if len(going) < len(searched):
+            done = sorted(set(range(len(searched))) - set(going))
+            for image, rows in zip(done, _rows_of(best, done).tolist(), strict=True):
+                captions[searched[image]] = [_until(row[start:], end) for row in rows]
+        if not going:
             break
-        rows = torch.arange(len(beam), device=device)[:, None] * beams + beam
-        session.select(rows[hopeful].flatten())
-        searched, running, running_scores = (
-            searched[hopeful],
-            running[hopeful],
-            running_scores[hopeful],
-        )
-        best, best_scores, is_finished = best[hopeful], best_scores[hopeful], is_finished[hopeful]
+        session.reorder((torch.arange(len(beam), device=device)[:, None] * beams + beam).flatten())
+        if len(going) < len(searched):
+            session.select([image * beams + k for image in going for k in range(beams)])
+            searched = [searched[image] for image in going]
+            running, running_scores, best, best_scores, is_finished = (
+                _rows_of(x, going)
+                for x in (running, running_scores, best, best_scores, is_finished)
+            )
         session.advance(running[:, :, -1].flatten())
-    return captions
+    return [of_image[: config.per_image] for of_image in captions]
+
+
+def _true(flags: Tensor) -> list[int]:
+    """Where flags [I] are true."""
+    return [i for i, flag in enumerate(flags.tolist()) if flag]
+
+
+def _rows_of(x: Tensor, rows: list[int]) -> Tensor:
+    return x.index_select(0, tensor_on(rows, x.device))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

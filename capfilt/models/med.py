@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from capfilt.models.attention import Grid, ImageMemory, Packed
 from capfilt.models.linear import PackedLinear, can_pack
 from capfilt.models.text_transformer import LanguageHead, Looking, TextConfig, TextTransformer
+from capfilt.models.transfer import tensor_on
 from capfilt.models.vit import ViT, VitConfig
 
 
@@ -140,8 +141,8 @@ class PackedTexts:
         """Pack the token ids of every text of every image."""
         flat = [ids for of_image in texts for ids in of_image]
         return cls(
-            ids=torch.tensor([i for ids in flat for i in ids], device=device),
-            positions=torch.tensor([p for ids in flat for p in range(len(ids))], device=device),
+            ids=tensor_on([i for ids in flat for i in ids], device),
+            positions=tensor_on([p for ids in flat for p in range(len(ids))], device),
             grid=Grid.of([len(ids) for ids in flat], device),
             tokens_per_image=[sum(map(len, of_image)) for of_image in texts],
             texts_per_image=[len(of_image) for of_image in texts],

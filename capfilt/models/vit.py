@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from capfilt.models.attention import attend, heads, merge_heads
 from capfilt.models.linear import LinearGelu
+from capfilt.models.transfer import tensor_on
 
 # CLIP's statistics, which BLIP uses.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -96,7 +97,7 @@ class ViT(nn.Module):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         mean, std = (
-            torch.tensor(statistic, device=pixels.device).view(1, 3, 1, 1) * 255
+            tensor_on(statistic, pixels.device).view(1, 3, 1, 1) * 255
             for statistic in (self.pixel_mean, self.pixel_std)
         )
         normal = (pixels - mean) / std

@@ -240,3 +240,16 @@ def test_prompt_counts_towards_lengths(model: CaptionModel) -> None:
     lengths = {len(of_image[0]) for of_image in ours(model, make_images(40), longer)}
     assert min(lengths) >= 12 - len(PROMPT)
     assert len(lengths) > 5
+
+
+@pytest.mark.parametrize("method", ["greedy", "nucleus"])
+@pytest.mark.parametrize("steps", [3, 4, 100])
+def test_captions_do_not_depend_on_when_the_host_looks_for_ended_rows(
+    steps: int, method: str, model: CaptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CaptionConfig(method=method, min_length=0)  # type: ignore[arg-type]
+    images = make_images(60)
+    expected = ours(model, images, config)
+    assert len({len(c[0]) for c in expected}) > 5
+    monkeypatch.setattr(generation, "_STEPS_BETWEEN_CHECKS", {"cpu": steps})
+    assert ours(model, images, config) == expected
