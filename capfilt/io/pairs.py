@@ -6,8 +6,9 @@ and BLIP's list (`[{"image": path, "caption": text or [texts]}]`). A shard is a 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ from capfilt.shard import Form, InputShard
 
 IMAGES_PER_SHARD = 1000
 _IMAGES_AT_ONCE = 16  # read in parallel: each is a request of its own
+_WITH_IMAGES = " images:"  # in a version: after the JSON's own
 
 # An image's path and its captions, all of them in the order of the file.
 _Pair = tuple[str, list[Any]]
@@ -38,7 +40,8 @@ def slice_pairs(
         per_shard: Images per shard.
 
     Returns:
-        Shards `human-<stem>-00000`, ... in the file's order.
+        Shards `human-<stem>-00000`, ... in the file's order. Their version is of the JSON and of
+        the slice's images, where their folders can be listed.
 
     Raises:
         InputError: The file is missing or has neither form.
@@ -50,7 +53,9 @@ def slice_pairs(
     folder = files.absolute(images) if images else files.parent(place)
     if not files.exists(folder):
         raise InputError(f"{folder}: not found; it shall hold the images of {place}")
-    count = len(_pairs(place, entry.version))
+    pairs = _pairs(place, entry.version)
+    count = len(pairs)
+    seen = _versions(folder, (path for path, _ in pairs))
     stem = entry.name.removesuffix(".json")
     return tuple(
         InputShard(
@@ -58,7 +63,7 @@ def slice_pairs(
             Form.PAIRS,
             place,
             entry.size_bytes,
-            entry.version,
+            entry.version + _digest(folder, pairs[start : start + per_shard], seen),
             source=Source.HUMAN,
             start=start,
             stop=min(start + per_shard, count),
@@ -77,7 +82,7 @@ def read_pairs(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     Raises:
         InputError: The captions file or an image cannot be read. A missing image fails its sample.
     """
-    pairs = _pairs(shard.url, shard.version)[shard.start : shard.stop]
+    pairs = _pairs(shard.url, shard.version.partition(_WITH_IMAGES)[0])[shard.start : shard.stop]
 
     def read(pair: _Pair) -> Sample:
         path, captions = pair
@@ -104,6 +109,30 @@ def _read_image(url: str, limits: ImageConfig) -> tuple[bytes | None, Reason | N
     if entry.size_bytes > limits.max_bytes:
         return None, Reason.IMAGE_TOO_LARGE
     return files.read_bytes(url), None
+
+
+def _versions(folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """What the images are by their paths, from one listing of each folder that they lie in."""
+    if folder.startswith(("http://", "https://")):  # a listing is rare there, and has no versions
+        return {}
+    below = sorted({path.rpartition("/")[0] for path in paths if is_key_safe(path)})
+
+    def listed(name: str) -> list[tuple[str, str]]:
+        place = files.join(folder, name) if name else folder
+        if not files.exists(place):
+            return []
+        return [
+            (f"{name}/{entry.name}" if name else entry.name, f"{entry.size_bytes} {entry.version}")
+            for entry in files.list_folder(place)
+        ]
+
+    with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
+        return {path: version for found in pool.map(listed, below) for path, version in found}
+
+
+def _digest(folder: str, pairs: list[_Pair], versions: dict[str, str]) -> str:
+    lines = [folder, *(f"{path}\n{versions.get(path, '')}" for path, _ in pairs)]
+    return _WITH_IMAGES + hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
 
 
 # A worker gets many slices of one file: COCO's has 90 MB. The version is there for the cache.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,25 @@ def test_read_pairs_coco_images_come_with_all_their_captions(place: str) -> None
         (Source.HUMAN, 1, "a bus in a street"),
     ]
     assert second.metadata == {"image": "val2014/COCO_000000000007.jpg"}
+
+
+def test_slice_pairs_another_image_or_folder_is_another_version(place: str) -> None:
+    url = put_json(place, [{"image": f"x/{i}.jpg", "caption": str(i)} for i in range(3)])
+    folders = [files.join(place, name) for name in ("one", "two")]
+    for folder, i in itertools.product(folders, range(3)):
+        publish.write_bytes(files.join(folder, f"x/{i}.jpg"), b"x")
+
+    def versions(folder: str) -> list[str]:
+        return [shard.version for shard in human_shards(url, folder, per_shard=2)]
+
+    before = versions(folders[0])
+    assert versions(folders[0]) == before
+    assert not set(versions(folders[1])) & set(before)
+    publish.write_bytes(files.join(folders[0], "x/2.jpg"), b"edited")
+    after = versions(folders[0])
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+    [first, _] = human_shards(url, folders[0], per_shard=2)
+    assert [s.image for s in read_samples(first, ImageConfig())] == [b"x", b"x"]
 
 
 def test_read_pairs_blip_list_images_lie_beside_it(tmp_path: Path) -> None:
