@@ -94,13 +94,16 @@ def blip_config(
     hidden: int = 64,
     layers: int = 2,
     heads: int = 4,
+    image_hidden: int = 0,
+    ffn: int = 0,
 ) -> BlipConfig:
-    """A small BLIP; the image tower is wider than the text, as in BLIP-large."""
+    """A small BLIP; the image tower is wider than the text, as in BLIP-large, unless told."""
+    ffn = ffn or 2 * hidden
     return BlipConfig(
         text_config={
             "vocab_size": len(names),
             "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
+            "intermediate_size": ffn,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "max_position_embeddings": 64,
@@ -109,8 +112,8 @@ def blip_config(
             "pad_token_id": names.pad_token_id,
         },
         vision_config={
-            "hidden_size": hidden + 16,
-            "intermediate_size": 2 * hidden,
+            "hidden_size": image_hidden or hidden + 16,
+            "intermediate_size": ffn,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "image_size": image_size,
@@ -120,16 +123,18 @@ def blip_config(
     )
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: Any, seed: int) -> None:
     """Draw every parameter from N(0, 0.15), norms from N(1, 0.15): no two tensors are alike.
 
-    transformers' own initialisation gives one text for all images.
+    transformers' own initialisation gives one text for all images. That is for a width of 64; wider
+    models get as much less as keeps sums of so many terms alike, or rounding would decide tokens.
     """
+    std = 0.15 * (64 / model.config.text_config.hidden_size) ** 0.5
     generator = torch.Generator().manual_seed(seed)
     norms = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm)}
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(1.0 if id(parameter) in norms else 0.0, 0.15, generator=generator)
+            parameter.normal_(1.0 if id(parameter) in norms else 0.0, std, generator=generator)
 
 
 def _save_blip(model: Any, names: BertTokenizer, folder: Path) -> Path:
