@@ -1,9 +1,12 @@
 """Least arithmetic of captioning and filtering one image, in FLOPs (multiply and add count two).
 
-For BLIP-base and -large at 384 pixels these are torch's own counts, to the digit where both count
-the same operation. Norms, softmax and activations are left out, as is usual.
+For BLIP-base and -large at 384 pixels the terms are torch's own counts, to the digit where both
+count the same operation. Norms, softmax, activations and the attention of text tokens among
+themselves (under 1 %) are left out.
 
-Shapes: n image tokens, d image width, w text width, V vocabulary.
+Cross-attention counts in the cheaper of its two forms (`capfilt.models.memory`).
+
+Shapes: n image tokens, d image width, w text width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,16 +25,6 @@ def vision(config: MedConfig) -> float:
     return image.layers * per_layer + patches
 
 
-def image_memory(config: MedConfig) -> float:
-    """Keys and values of one image in every layer, once."""
-    return config.text.layers * _layer_memory(config)
-
-
-def text_tokens(config: MedConfig, tokens: int) -> float:
-    """Tokens through all text layers; attention among themselves is left out (under 1 %)."""
-    return config.text.layers * tokens * _layer_token(config)
-
-
 def caption(config: MedConfig, lengths: Sequence[int], prompt: int) -> float:
     """Captions of one image.
 
@@ -40,33 +33,36 @@ def caption(config: MedConfig, lengths: Sequence[int], prompt: int) -> float:
         lengths: Tokens generated per caption, the end included.
         prompt: Tokens of the prompt, which runs once.
     """
-    tokens = prompt + sum(length - 1 for length in lengths)  # the last one is not read again
     text = config.text
+    tokens = prompt + sum(length - 1 for length in lengths)  # the last one is not read again
     head = 2 * text.width * text.width + 2 * text.width * text.vocabulary
-    once = image_memory(config)
-    # Without keys and values: queries go through the key matrices, contexts through the value ones.
-    n, d, w = config.image.tokens, config.image.width, text.width
-    absorbed = text.layers * tokens * (4 * w * d + 4 * text.heads * n * d - 4 * n * w)
-    return text_tokens(config, tokens) + sum(lengths) * head + min(once, absorbed)
+    layer = tokens * _linears(config) + _cross_attention(config, tokens)
+    return text.layers * layer + sum(lengths) * head
 
 
 def match(config: MedConfig, lengths: Sequence[int]) -> float:
     """ITM of one image's texts of so many tokens, the last layer for their first tokens alone."""
+    text, tokens, texts = config.text, sum(lengths), len(lengths)
+    layer = tokens * _linears(config) + _cross_attention(config, tokens)
+    keys_and_values = tokens * 4 * text.width * text.width  # of self-attention, for every token
+    last = texts * _linears(config) + keys_and_values + _cross_attention(config, texts)
+    return (text.layers - 1) * layer + last
+
+
+def _linears(config: MedConfig) -> float:
+    """One token through one layer's linear parts."""
     text = config.text
-    layers = text.layers - 1
-    all_but_last = layers * (_layer_memory(config) + sum(lengths) * _layer_token(config))
-    keys_and_values = 4 * text.width * text.width  # of self-attention, for every token
-    last = len(lengths) * _layer_token(config) + sum(lengths) * keys_and_values
-    n, d, w = config.image.tokens, config.image.width, text.width
-    absorbed = len(lengths) * (4 * w * d + 4 * text.heads * n * d)
-    return all_but_last + last + min(_layer_memory(config), absorbed)
+    return 12 * text.width**2 + 4 * text.width * text.ffn
 
 
-def _layer_memory(config: MedConfig) -> float:
-    return 4 * config.image.tokens * config.image.width * config.text.width
-
-
-def _layer_token(config: MedConfig) -> float:
-    text = config.text
-    linears = 12 * text.width**2 + 4 * text.width * text.ffn
-    return linears + 4 * config.image.tokens * text.width
+def _cross_attention(config: MedConfig, tokens: int) -> float:
+    """Of `tokens` in one layer, keys and values included, queries and output not."""
+    n, d, w, heads = (
+        config.image.tokens,
+        config.image.width,
+        config.text.width,
+        config.text.heads,
+    )
+    projected = 4 * n * d * w + tokens * 4 * n * w
+    absorbed = tokens * (4 * w * d + 4 * heads * n * d)
+    return min(projected, absorbed)

@@ -2,8 +2,7 @@
 
 Tokens of a batch travel packed, one row each, so that no linear layer ever works on padding. Only
 inside attention do they stand in a rectangle, a `Grid`: texts x positions for self-attention,
-images x tokens for cross-attention, where all texts of an image read the one copy of its keys and
-values.
+images x tokens for cross-attention (`capfilt.models.memory`).
 
 Shapes: P packed tokens, D width, H heads, Dh = D / H, N images, B texts, Q queries, T keys.
 """
@@ -91,15 +90,16 @@ class Grid:
     height: int
     width: int
     cells: Tensor | None  # [P], flat index of each packed row; None: the rectangle is full
+    counts: list[int]  # of packed rows in each row
 
     @classmethod
     def of(cls, counts: Sequence[int], device: torch.device) -> Grid:
         """The grid whose row i holds the next `counts[i]` packed rows, from its left."""
         width = max(counts, default=0)
         if all(count == width for count in counts):
-            return cls(len(counts), width, None)
+            return cls(len(counts), width, None, list(counts))
         cells = [i * width + j for i, count in enumerate(counts) for j in range(count)]
-        return cls(len(counts), width, tensor_on(cells, device))
+        return cls(len(counts), width, tensor_on(cells, device), list(counts))
 
     def spread(self, x: Tensor) -> Tensor:
         """[P, D] -> [height, width, D], zeros where no row stands."""
@@ -120,36 +120,6 @@ class Grid:
         mask = torch.zeros(self.height * self.width, dtype=torch.bool, device=self.cells.device)
         mask[self.cells] = True
         return mask.view(self.height, self.width)
-
-
-@dataclass(frozen=True)
-class ImageMemory:
-    """Keys and values of images for every layer's cross-attention, projected once."""
-
-    keys: tuple[Tensor, ...]  # per layer [N, H, T, Dh]
-    values: tuple[Tensor, ...]
-
-    def attend(self, layer: int, query: Tensor, grid: Grid) -> Tensor:
-        """Let packed queries look at their images.
-
-        Args:
-            layer: Which layer's keys and values.
-            query: [P, D], ordered by image.
-            grid: N rows; row i holds the queries of image i.
-
-        Returns:
-            [P, D].
-        """
-        key, value = self.keys[layer], self.values[layer]
-        context = attend(heads(grid.spread(query), key.shape[1]), key, value)
-        return grid.gather(merge_heads(context))
-
-    def select(self, images: Sequence[int]) -> ImageMemory:
-        """A copy that holds only these images, in this order."""
-        index = tensor_on(list(images), self.keys[0].device)
-        return ImageMemory(
-            tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
-        )
 
 
 class Packed:

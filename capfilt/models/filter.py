@@ -100,8 +100,9 @@ class MatchFilter:
             first = self._vocabulary.first_to_match
             ids = [[[first, *text[1:]] for text in of_image] for of_image in ids]
         assert isinstance(self.model, MatchModel)  # `load_filter` sees to it
-        memory = self.model.text.remember(states)
-        logits = self.model.match_logits(PackedTexts.of(ids, states.device), memory)
+        texts = PackedTexts.of(ids, states.device)
+        memory = self.model.text.remember(states, queries=len(texts.ids) / len(states))
+        logits = self.model.match_logits(texts, memory)
         return logits.softmax(-1)[:, 1].tolist()
 
     def _similarities(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from capfilt.config import CaptionConfig
-from capfilt.models.attention import Cache, Grid, ImageMemory
+from capfilt.models.attention import Cache, Grid
 from capfilt.models.med import CaptionModel
+from capfilt.models.memory import ImageMemory
 from capfilt.models.text_transformer import Looking
 from capfilt.models.transfer import tensor_on
 from capfilt.models.uniforms import uniforms
@@ -38,7 +39,13 @@ class Session:
     """Rows of one batch under decoding."""
 
     def __init__(
-        self, model: CaptionModel, image_states: Tensor, prompt: Sequence[int], max_length: int
+        self,
+        model: CaptionModel,
+        image_states: Tensor,
+        prompt: Sequence[int],
+        max_length: int,
+        *,
+        rows: int = 1,
     ) -> None:
         """Run the prompt, once per image.
 
@@ -47,9 +54,11 @@ class Session:
             image_states: [N, T, Dv].
             prompt: Token ids, `[DEC]` first.
             max_length: How many tokens a row has at most, prompt included.
+            rows: How many there will be per image.
         """
         self._model = model
-        self._memory: ImageMemory = model.text.remember(image_states)
+        queries = len(prompt) + rows * (max_length - len(prompt))
+        self._memory: ImageMemory = model.text.remember(image_states, queries=queries)
         self._images = list(range(len(image_states)))  # which image each row of the memory is of
         self._owners = list(self._images)  # the image of each row
         text = model.config.text
@@ -130,8 +139,10 @@ def generate(
     Returns:
         Per image, per caption, the tokens after the prompt, without `end`.
     """
-    session = Session(model, image_states, prompt, config.max_length)
-    if config.method == "beam" and config.num_beams > 1:
+    is_beam = config.method == "beam" and config.num_beams > 1
+    rows = config.num_beams if is_beam else config.per_image
+    session = Session(model, image_states, prompt, config.max_length, rows=rows)
+    if is_beam:
         return _beams(session, len(image_states), prompt, end, config)
     numbers = None
     if config.method == "nucleus":

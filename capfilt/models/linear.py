@@ -16,11 +16,15 @@ Shapes: M rows, I width in, O width out.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Multiplier = Callable[[Tensor], Tensor]  # [*, I] -> [*, O]
 
 
 class LinearGelu(nn.Linear):
@@ -48,20 +52,27 @@ def prepare_for_inference(model: nn.Module) -> None:
     """Give a model on its device and in its dtype the fastest linear layers there, in place.
 
     The weights move into them, so that memory does not hold both: what is to be trained or saved
-    must not be prepared. A module with a `pack` method is asked to pack what it has besides.
+    must not be prepared. A module with a `pack` method first makes what it needs besides.
     """
     for module in list(model.modules()):
+        if (pack := getattr(module, "pack", None)) is not None:
+            pack()
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and can_pack(child.weight):
                 gelu = isinstance(child, LinearGelu)
                 setattr(module, name, PackedLinear(child.weight, child.bias, gelu=gelu))
-        if (pack := getattr(module, "pack", None)) is not None:
-            pack()
 
 
 def can_pack(weight: Tensor) -> bool:
     """Whether `PackedLinear` takes such a weight here."""
     return weight.device.type == "cpu" and weight.dtype in _packable()
+
+
+def multiplier(matrix: Tensor) -> Multiplier:
+    """Multiplies with the transposed matrix [O, I], many times."""
+    if can_pack(matrix):
+        return PackedLinear(matrix, None)
+    return partial(F.linear, weight=matrix)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:

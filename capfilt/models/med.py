@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.models.attention import Grid, ImageMemory, Packed
+from capfilt.models.attention import Grid, Packed
 from capfilt.models.linear import PackedLinear, can_pack
+from capfilt.models.memory import ImageMemory
 from capfilt.models.text_transformer import LanguageHead, Looking, TextConfig, TextTransformer
 from capfilt.models.transfer import tensor_on
 from capfilt.models.vit import ViT, VitConfig

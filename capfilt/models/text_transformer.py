@@ -15,14 +15,16 @@ Shapes: P packed tokens, B texts, D width, N images, T image tokens, Dv image wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from capfilt.models.attention import Grid, ImageMemory, heads
-from capfilt.models.linear import LinearGelu
+from capfilt.models.attention import Grid, heads
+from capfilt.models.linear import LinearGelu, can_pack
+from capfilt.models.memory import Absorbed, ImageMemory, KeyValueMemory, StateMemory, is_less_work
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(config.image_width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.absorbed: Absorbed | None = None
+        self._heads = config.heads
+
+    def pack(self) -> None:
+        """For `prepare_for_inference`: the matrices by head, for texts that are short."""
+        if can_pack(self.key_value.weight):
+            self.absorbed = Absorbed.of(self.key_value, self._heads)
 
 
 class FeedForward(nn.Module):
@@ -125,12 +134,17 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
 
-    def remember(self, images: Tensor) -> ImageMemory:
-        """Project image states to every layer's keys and values, once for all texts.
+    def remember(self, images: Tensor, *, queries: float = math.inf) -> ImageMemory:
+        """Make image states ready for the cross-attention of all their texts.
 
         Args:
             images: [N, T, Dv], from the ViT.
+            queries: About how many tokens will look at each image; decides how it is done.
         """
+        if is_less_work(queries, images, self.config.width, self.config.heads):
+            absorbed = [layer.cross.absorbed for layer in self.layers]  # type: ignore[union-attr]
+            if None not in absorbed:
+                return StateMemory.of(images, absorbed)  # type: ignore[arg-type]
         keys, values = [], []
         for layer in self.layers:
             assert isinstance(layer, Layer)
@@ -138,7 +152,7 @@ class TextTransformer(nn.Module):
             # Contiguous per head: every later product reads it as it lies.
             keys.append(heads(key, self.config.heads).contiguous())
             values.append(heads(value, self.config.heads).contiguous())
-        return ImageMemory(tuple(keys), tuple(values))
+        return KeyValueMemory(tuple(keys), tuple(values))
 
     def forward(
         self, ids: Tensor, positions: Tensor, own: SelfView, image: Looking | None = None

@@ -117,3 +117,25 @@ def test_filter_gives_transformers_itm_and_itc(
             ids[:, 0] = 30523
             itm = reference(input_ids=ids, pixel_values=image[None]).itm_score.softmax(-1)
             assert score.match_prob == pytest.approx(itm[0, 1].item(), abs=1e-4)
+
+
+def test_bf16_verdicts_on_photographs_are_those_of_fp32(
+    tokenizer: BertTokenizer, tmp_path: Path
+) -> None:
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"no photographs at {PHOTOGRAPHS}")
+    torch.manual_seed(0)
+    reference = BlipForImageTextRetrieval(config("base")).eval()
+    for parameter in reference.vision_model.parameters():
+        if parameter.dim() > 1:  # transformers' default leaves all images alike
+            torch.nn.init.normal_(parameter, 0, 0.02)
+    samples = list(photographs(500))
+    half = [(pixels, texts[:1]) for pixels, texts in samples[:24]]
+    spread_scores(reference, half, save(reference, tokenizer, tmp_path / "narrow"))
+    folder = save(reference, tokenizer, tmp_path / "spread")
+    full = match_probs(folder, "fp32", samples)
+    rounded = match_probs(folder, "bf16", samples)
+    assert full.std() > 0.2
+    assert 0.2 < (full >= 0.5).double().mean() < 0.8
+    assert (full - rounded).abs().max() <= 0.01
+    assert ((full >= 0.5) == (rounded >= 0.5)).double().mean() >= 0.99

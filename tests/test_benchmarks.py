@@ -1,0 +1,63 @@
+"""The benchmarks run, and their figures come from what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("ray", "pyarrow", "fsspec", "img2dataset")
+# Runs the script in place of `python`, and says which of the heavy packages it imported.
+PROBE = f"""
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+runpy.run_path(sys.argv[0], run_name="__main__")
+print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[dict[str, Any], str]:
+    """What a smoke run prints to stdout and at the end of stderr."""
+    script = str(ROOT / "benchmarks/inference.py")
+    command = [sys.executable, "-c", PROBE, script, "--quick", "--repeats", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(done.stdout), done.stderr.splitlines()[-1]
+
+
+def test_inference_gives_the_ratios_of_what_it_measured(run: tuple[dict[str, Any], str]) -> None:
+    found, _ = run
+    rates = found["images_per_s_of"]
+    assert found["transformers_images_per_s"] == rates["transformers fp32"] > 0
+    assert found["images_per_s"] == max(rates["capfilt fp32"], rates["capfilt bf16"])
+    assert found["ratio"] == pytest.approx(found["images_per_s"] / rates["transformers fp32"])
+    expected = rates["capfilt fp32"] / rates["transformers fp32"]
+    assert found["ratio_same_precision"] == pytest.approx(expected)
+    assert len(set(rates.values())) == len(rates) == 5
+    work, peak = found["least_gflop_per_image"], found["peak_gflops"]["fp32"]
+    assert found["share_of_peak"] == pytest.approx(work * rates["capfilt fp32"] / peak)
+    for part in found["parts"]["fp32"].values():
+        assert part["ratio"] == part["transformers_s_per_image"] / part["s_per_image"]
+
+
+def test_inference_computes_the_same_as_transformers(run: tuple[dict[str, Any], str]) -> None:
+    found, _ = run
+    assert 0 < found["max_logit_difference"] < 1e-4
+
+
+def test_inference_counts_one_tower_pass_for_three_captions(
+    run: tuple[dict[str, Any], str],
+) -> None:
+    passes = run[0]["tower_passes_per_image"]
+    assert passes["capfilt captioner"] == passes["capfilt filter"] == 1
+    assert passes["transformers filter"] == 2
+
+
+def test_inference_needs_neither_ray_nor_arrow(run: tuple[dict[str, Any], str]) -> None:
+    assert run[1] == ""
