@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -122,15 +123,18 @@ def _bootstrap(
             "seed": seed,
         }
     )
+    per_shard = math.ceil(len(listed) / _SHARDS)
     stage = catalog.stage("bootstrap")["bootstrap"]
     with serve(folder / "pictures") as base_url:
-        # Another port each time: shards that are done keep the URLs that they were fetched from.
-        write_list(folder / "urls.parquet", listed, base_url)
+        # Another port each time, so another list: what is whole stays, what is not starts anew.
+        if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(len(listed) / per_shard):
+            shutil.rmtree(folder / "web", ignore_errors=True)
+            write_list(folder / "urls.parquet", listed, base_url)
         result: tuple[Ingested, Summary, Verification] = stage(
             str(folder / "urls.parquet"),
             str(folder),
             config,
             private_hosts=["127.0.0.1"],
-            samples_per_shard=math.ceil(len(listed) / _SHARDS),
+            samples_per_shard=per_shard,
         )
     return result

@@ -3,7 +3,8 @@
     list (parquet, csv, tsv, ...) --img2dataset, in a process of its own--> <output>/00000.tar ...
 
 img2dataset does the work, and each of its shards is done when its `_stats.json` exists: running
-again redoes exactly the others. What is set here:
+again redoes exactly the others. An output is of one list (`capfilt.ingest.record`). What is set
+here:
 
 - Images keep their shape, and their bytes too where they are JPEGs whose shorter side is at most
   `image_size`. Larger ones are reduced to it, other formats become JPEG at quality 95.
@@ -17,10 +18,12 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from capfilt.config import ImageConfig
 from capfilt.errors import ConfigError
 from capfilt.ingest.process import download
+from capfilt.ingest.record import claim
 from capfilt.ingest.stats import Ingested, read_stats
 from capfilt.ingest.urllist import UrlList
 from capfilt.io import files
@@ -75,7 +78,8 @@ def ingest(
 
     Raises:
         ConfigError: img2dataset is not installed, a column is missing (names those there are), or a
-            value is out of range.
+            value is out of range, or the output has shards of another list or other settings.
+        CommitError: The output cannot be written.
         InputError: The list cannot be read, or the download as a whole ended early.
     """
     _check(format, image_size, samples_per_shard, processes, threads, timeout_s, retries)
@@ -93,7 +97,7 @@ def ingest(
     proxies = [name for name in ("http_proxy", "https_proxy") if _environ(name)]
     if proxies:
         log.warning("ingest: %s is not used: hosts are checked by address", " and ".join(proxies))
-    request = {
+    request: dict[str, dict[str, Any]] = {
         "guard": {
             "private_hosts": exempt,
             "max_bytes": limits.max_bytes,
@@ -121,6 +125,7 @@ def ingest(
             "incremental_mode": "incremental",
         },
     }
+    claim(request["download"])
     failed = download(request, max_pixels=limits.max_pixels)
     return read_stats(output, shards_failed=failed)
 

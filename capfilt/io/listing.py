@@ -18,6 +18,8 @@ from capfilt.shard import Form
 REQUESTS = 32  # in flight: listing and small reads are waiting for the store
 FORMS = {".tar": Form.TAR, ".parquet": Form.PARQUET}
 STATS = "_stats.json"
+# What img2dataset has not begun, and what `capfilt ingest` has noted.
+_NO_SHARDS = ("_tmp", "_capfilt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +96,11 @@ class Folder:
         return found
 
     def folders(self) -> list[Entry]:
-        """The folders in it; `_tmp` holds what img2dataset has not begun."""
+        """The folders in it that may hold shards."""
         return [
             entry
             for name, entry in self.entries.items()
-            if entry.is_folder and name != "_tmp" and not name.startswith(".")
+            if entry.is_folder and name not in _NO_SHARDS and not name.startswith(".")
         ]
 
     def has_images(self) -> bool:

@@ -31,6 +31,12 @@ def test_demo_runs_every_part_and_again_does_nothing(
     assert (again.shards_done, again.shards_before) == (0, summary.shards_done)
 
 
+def test_demo_of_which_the_download_was_cut_short_starts_it_anew(tmp_path: Path) -> None:
+    summary = demo(tmp_path / "demo", 12)
+    (tmp_path / "demo" / "web" / "00003_stats.json").unlink()
+    assert demo(tmp_path / "demo", 12).tally.read == summary.tally.read == 12
+
+
 def test_demo_leaves_a_folder_of_others_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="not empty"):

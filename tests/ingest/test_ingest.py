@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from capfilt.errors import ConfigError, InputError
+from capfilt.errors import CommitError, ConfigError, InputError
 from capfilt.ingest import Ingested, ingest
 from capfilt.ingest.stats import meaning, read_stats
+from capfilt.io.inputs import find_shards
 from tests.web_server import FAULTS, IMAGES, WebServer, encoded, picture
 
 pytest.importorskip("img2dataset")
@@ -157,6 +158,62 @@ def test_ingest_again_redoes_only_what_is_missing_and_refuses_loopback(download:
     assert (found.shards, found.rows) == (before.shards, before.rows)
     assert found.failures["refused: not a public address"] == found.rows - 10
     assert download.web.requests == []
+
+
+def test_ingest_of_another_list_or_other_settings_is_refused(download: Download) -> None:
+    output = str(download.output)
+    other = download.output.parent / "other.csv"
+    other.write_text("caption,url\na,http://x.invalid/y\n")
+    with pytest.raises(ConfigError, match=r"has shards of another list than .*other\.csv"):
+        ingest(str(other), output, samples_per_shard=10)
+    with pytest.raises(ConfigError, match="of samples_per_shard 10, not 20; give another output"):
+        ingest(download.urls, output, samples_per_shard=20)
+    shards = [shard.id for shard in find_shards(output).shards]
+    assert shards == ["00000", "00001"]
+
+
+def test_ingest_same_list_elsewhere_goes_on_and_nothing_done_is_no_claim(
+    tmp_path: Path, web: WebServer
+) -> None:
+    content = "".join(f"a,{web.put(f'/{i}.jpg', encoded(picture()))}\n" for i in range(4))
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.csv").write_text("caption,url\n" + content)
+    (tmp_path / "three.csv").write_text("text,url\n" + content)
+
+    def go(name: str) -> Ingested:
+        return ingest(
+            str(tmp_path / f"{name}.csv"),
+            str(tmp_path / "web"),
+            allow_private_hosts=True,
+            samples_per_shard=2,
+            processes=1,
+            threads=2,
+        )
+
+    record = tmp_path / "web" / "_capfilt" / "ingest.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")  # of a call that ended before its first shard
+    assert go("one").succeeded == 4
+    (tmp_path / "web" / "00001_stats.json").unlink()
+    web.requests.clear()
+    assert go("two").succeeded == 4
+    assert len(web.requests) == 2
+    with pytest.raises(ConfigError, match="another list"):
+        go("three")
+
+
+def test_ingest_into_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("caption,url\na,http://x.invalid/y\n")
+    (tmp_path / "file").touch()
+    with pytest.raises(CommitError, match=r"file/web") as caught:
+        ingest(str(tmp_path / "list.csv"), str(tmp_path / "file" / "web"))
+    assert "\n" not in str(caught.value)
+
+
+def test_ingest_of_a_list_that_is_missing_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"list\.csv: no such file"):
+        ingest(str(tmp_path / "list.csv"), str(tmp_path / "web"))
+    assert not (tmp_path / "web").exists()
 
 
 def test_ingest_hosts_allowed_by_name_and_nothing_else(tmp_path: Path, web: WebServer) -> None:
