@@ -128,7 +128,8 @@ def _bootstrap(
     with serve(folder / "pictures") as base_url:
         # Another port each time, so another list: what is whole stays, what is not starts anew.
         if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(len(listed) / per_shard):
-            shutil.rmtree(folder / "web", ignore_errors=True)
+            for made in ("web", "dataset"):
+                shutil.rmtree(folder / made, ignore_errors=True)
             write_list(folder / "urls.parquet", listed, base_url)
         result: tuple[Ingested, Summary, Verification] = stage(
             str(folder / "urls.parquet"),
