@@ -8,24 +8,14 @@ Everything is checked before a model is loaded; an error names the key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from capfilt.errors import ConfigError
-
-ConfigT = TypeVar("ConfigT")
+from capfilt.schema import build, check, merge, nest, parse_overrides, parse_yaml
 
 NONE = "none"  # `captioner: none` and `filter: none` switch a module off (the paper's ablations)
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -55,22 +45,22 @@ class CaptionConfig:
             penalty = 1.1 if self.method == "nucleus" else 1.0
             object.__setattr__(self, "repetition_penalty", penalty)
         assert self.repetition_penalty is not None
-        _check(self.per_image >= 1, f"per_image must be at least 1, is {self.per_image}")
-        _check(0 < self.top_p <= 1, f"top_p must be in (0, 1], is {self.top_p}")
-        _check(self.top_k >= 0, f"top_k must be 0 (off) or more, is {self.top_k}")
-        _check(self.temperature > 0, f"temperature must be above 0, is {self.temperature}")
-        _check(
+        check(self.per_image >= 1, f"per_image must be at least 1, is {self.per_image}")
+        check(0 < self.top_p <= 1, f"top_p must be in (0, 1], is {self.top_p}")
+        check(self.top_k >= 0, f"top_k must be 0 (off) or more, is {self.top_k}")
+        check(self.temperature > 0, f"temperature must be above 0, is {self.temperature}")
+        check(
             self.repetition_penalty > 0,
             f"repetition_penalty must be above 0, is {self.repetition_penalty}",
         )
-        _check(self.num_beams >= 1, f"num_beams must be at least 1, is {self.num_beams}")
-        _check(
+        check(self.num_beams >= 1, f"num_beams must be at least 1, is {self.num_beams}")
+        check(
             0 <= self.min_length <= self.max_length,
             f"min_length must be between 0 and max_length ({self.max_length}), "
             f"is {self.min_length}",
         )
         distinct = {"nucleus": self.per_image, "beam": self.num_beams, "greedy": 1}[self.method]
-        _check(
+        check(
             self.per_image <= distinct,
             f"per_image is {self.per_image}, but {self.method} decoding gives only {distinct}",
         )
@@ -90,8 +80,8 @@ class ScoringConfig:
     max_words: int = 30
 
     def __post_init__(self) -> None:
-        _check(3 <= self.max_tokens <= 512, f"max_tokens must be in [3, 512], is {self.max_tokens}")
-        _check(self.max_words >= 1, f"max_words must be at least 1, is {self.max_words}")
+        check(3 <= self.max_tokens <= 512, f"max_tokens must be in [3, 512], is {self.max_tokens}")
+        check(self.max_words >= 1, f"max_words must be at least 1, is {self.max_words}")
 
 
 @dataclass(frozen=True)
@@ -107,12 +97,12 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         if self.min_match_prob is not None:
-            _check(
+            check(
                 0 <= self.min_match_prob <= 1,
                 f"min_match_prob is a probability in [0, 1], is {self.min_match_prob}",
             )
         if self.top_k is not None:
-            _check(self.top_k >= 1, f"top_k must be at least 1, is {self.top_k}")
+            check(self.top_k >= 1, f"top_k must be at least 1, is {self.top_k}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +115,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "min_side"):
-            _check(getattr(self, name) >= 1, f"{name} must be at least 1")
+            check(getattr(self, name) >= 1, f"{name} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -150,9 +140,9 @@ class ComputeConfig:
     max_attempts: int = 3  # per shard, before it is recorded as failed
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 0, "batch_size must be 0 (automatic) or more")
-        _check(self.decode_threads >= 0, "decode_threads must be 0 (automatic) or more")
-        _check(self.max_attempts >= 1, f"max_attempts must be at least 1, is {self.max_attempts}")
+        check(self.batch_size >= 0, "batch_size must be 0 (automatic) or more")
+        check(self.decode_threads >= 0, "decode_threads must be 0 (automatic) or more")
+        check(self.max_attempts >= 1, f"max_attempts must be at least 1, is {self.max_attempts}")
 
 
 @dataclass(frozen=True)
@@ -171,11 +161,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for role in ("captioner", "filter"):
-            _check(
+            check(
                 bool(getattr(self, role)),
                 f"{role} is not set: give a checkpoint folder or hub id, or `none`",
             )
-        _check(
+        check(
             not (self.captioner == NONE and self.filter == NONE),
             "captioner and filter are both none: nothing to do",
         )
@@ -184,16 +174,16 @@ class RunConfig:
             object.__setattr__(self, "scoring", off)
             object.__setattr__(self, "selection", SelectionConfig(min_match_prob=None))
             return
-        _check(
+        check(
             self.scoring.match_prob or self.scoring.similarity,
             "scoring.match_prob and scoring.similarity are both off: "
             "use `filter: none` to keep every text",
         )
-        _check(
+        check(
             self.selection.min_match_prob is None or self.scoring.match_prob,
             "selection.min_match_prob needs scoring.match_prob",
         )
-        _check(
+        check(
             self.selection.top_k is None or self.scoring.similarity,
             "selection.top_k ranks by similarity and needs scoring.similarity",
         )
@@ -229,130 +219,20 @@ def resolve(
     Raises:
         ConfigError: An unknown key or preset, a value of the wrong type or out of range.
     """
-    from_file = _parse_yaml(yaml_text, yaml_name)
-    from_overrides = _parse_overrides(overrides)
+    from_file = parse_yaml(yaml_text, yaml_name)
+    from_overrides = parse_overrides(overrides, example="captions.top_p=0.95")
     in_file = from_file.pop("preset", None)
     name = from_overrides.pop("preset", None) or preset or in_file or "blip"
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"preset: {name!r} is none of {', '.join(PRESETS)}")
     tree: dict[str, Any] = {}
-    _merge(tree, PRESETS[name])
-    _merge(tree, from_file)
+    merge(tree, PRESETS[name])
+    merge(tree, from_file)
     for key, value in (options or {}).items():
         if value is not None:
-            _merge(tree, _nest(key, value))
-    _merge(tree, from_overrides)
-    return build(RunConfig, tree)
-
-
-def build(cls: type[ConfigT], tree: Mapping[str, Any], prefix: str = "") -> ConfigT:
-    """Make a config dataclass from nested mappings, checking every key and type.
-
-    Raises:
-        ConfigError: Names the key, and the nearest valid one for an unknown key.
-    """
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in tree.items():
-        if key not in hints:
-            raise ConfigError(_unknown(f"{prefix}{key}"))
-        values[key] = _convert(hints[key], value, f"{prefix}{key}")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(f"{prefix}{error}") from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts, in field order."""
-    return dataclasses.asdict(config)
-
-
-def keys(cls: type[Any] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of a config, sections included."""
-    found = []
-    for name, hint in typing.get_type_hints(cls).items():
-        found.append(f"{prefix}{name}")
-        if dataclasses.is_dataclass(hint):
-            found.extend(keys(typing.cast(type[Any], hint), f"{prefix}{name}."))
-    return found
-
-
-def _unknown(key: str) -> str:
-    valid = keys()
-    # A key in the wrong section has the right last word: `top_p` means `captions.top_p`.
-    same_word = [k for k in valid if k.split(".")[-1] == key.split(".")[-1]]
-    near = same_word or difflib.get_close_matches(key, [*valid, "preset"], n=1, cutoff=0.5)
-    return f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: must be a section with keys, is {value!r}")
-        return build(typing.cast(type[Any], hint), value, f"{key}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
-        return value
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, key)
-    if hint is str and value is None:
-        value = NONE  # YAML's own `null` for a module means the same as `none`
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}: must be a finite number, is {value}")
-    if type(value) is not hint:
-        raise ConfigError(f"{key}: must be of type {hint.__name__}, is {value!r}")
-    return value
-
-
-def _parse_yaml(text: str, name: str) -> dict[str, Any]:
-    tree = _yaml(text, name)
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{name}: must be a mapping of config keys")
-    return tree
-
-
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override}: write it as key=value, e.g. captions.top_p=0.95")
-        _merge(tree, _nest(key.strip(), _yaml(value, f"--set {override}")))
-    return tree
-
-
-def _yaml(text: str, name: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    *sections, last = key.split(".")
-    tree: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        tree = {section: tree}
-    return tree
-
-
-def _merge(into: dict[str, Any], tree: Mapping[str, Any]) -> None:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            section = into.setdefault(key, {})
-            if not isinstance(section, dict):
-                section = into[key] = {}
-            _merge(section, value)
-        else:
-            into[key] = value
+            merge(tree, nest(key, value))
+    merge(tree, from_overrides)
+    for role in ("captioner", "filter"):  # YAML's own `null` means the same as `none`
+        if role in tree and tree[role] is None:
+            tree[role] = NONE
+    return build(RunConfig, tree, also=("preset",))

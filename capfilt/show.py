@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from capfilt.duration import duration
 from capfilt.ingest import Ingested
 from capfilt.record import Source, Verdict
 from capfilt.run.job import Summary
-from capfilt.run.progress import duration
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.tally import Tally

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from capfilt.config import PRESETS, RunConfig, keys, resolve, to_dict
+from capfilt.config import PRESETS, RunConfig, resolve
 from capfilt.errors import ConfigError
+from capfilt.schema import build, keys, to_dict
 
 MODELS = {"captioner": "a", "filter": "b"}
 
@@ -102,10 +103,8 @@ def test_repetition_penalty_follows_the_method_unless_given(method: str, penalty
 def test_to_dict_resolves_to_itself() -> None:
     for preset in PRESETS:
         config = resolve(preset=preset, options=MODELS)
-        from capfilt.config import build
-
         assert build(RunConfig, to_dict(config)) == config
 
 
 def test_keys_names_every_leaf() -> None:
-    assert {"seed", "captions.top_p", "selection.min_match_prob"} <= set(keys())
+    assert {"seed", "captions.top_p", "selection.min_match_prob"} <= set(keys(RunConfig))

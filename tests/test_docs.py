@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from capfilt.config import PRESETS, RunConfig, keys
+from capfilt.config import PRESETS, RunConfig
+from capfilt.schema import keys
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| (?:`(.+?)`)? ?\|", re.MULTILINE)
@@ -45,13 +46,13 @@ def test_config_page_has_the_blip2_preset() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/fidelity.md", "docs/architecture.md"])
 def test_page_names_only_config_keys_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    sections = {key.split(".")[0] for key in keys() if "." in key}
+    sections = {key.split(".")[0] for key in keys(RunConfig) if "." in key}
     named = {
         word
         for word in re.findall(r"\b([a-z]+\.[a-z_]+)\b(?!\()", text)
         if word.split(".")[0] in sections and not word.endswith((".py", ".json", ".md"))
     }
-    assert named <= set(keys()), page
+    assert named <= set(keys(RunConfig)), page
 
 
 def test_readme_links_lead_somewhere() -> None:

@@ -28,7 +28,8 @@ from capfilt.run.engine import Done, Engine, GaveUp, Work
 from capfilt.run.manifest import Manifest
 from capfilt.run.plan import Plan, make_plan
 from capfilt.run.progress import Progress
-from capfilt.run.task import Task, differences
+from capfilt.run.task import Task
+from capfilt.schema import differences
 from capfilt.shard import root_of
 from capfilt.tally import Tally
 

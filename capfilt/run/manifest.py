@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from capfilt.config import to_dict
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
 from capfilt.run.task import Task
+from capfilt.schema import to_dict
 
 # Other versions of these may write other bytes from the same input.
 LIBRARIES = (

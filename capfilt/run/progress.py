@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text as Line
 
+from capfilt.duration import duration
 from capfilt.record import Source, Verdict
 from capfilt.tally import Tally
 
@@ -101,13 +102,3 @@ class Progress:
         bar = ProgressBar(total=self._shards, completed=ended, width=20)
         first.add_row(bar, " · ".join(self._speed(now)))
         return Group(first, Line(" · ".join(self._quality(now)), style="dim"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people write them: "42s", "3m 05s", "2h 10m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
