@@ -140,15 +140,35 @@ def _digest(folder: str, pairs: list[_Pair], versions: dict[str, str]) -> str:
 def _pairs(url: str, version: str) -> list[_Pair]:
     try:
         tree = json.loads(files.read_bytes(url))
+    except ValueError as error:
+        raise _not_captions(url, error) from error
+    return list(captions_by_image(tree, url).items())
+
+
+def captions_by_image(tree: Any, url: str) -> dict[str, list[Any]]:
+    """The captions of each image path, in the order of the file.
+
+    Args:
+        tree: The JSON of a captions file, in either form.
+        url: What to call it in errors.
+
+    Raises:
+        InputError: It has neither form, or no images.
+    """
+    try:
         by_image = _coco(tree) if isinstance(tree, dict) else _blip(tree)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{url}: not a captions file: it needs COCO's `images` and `annotations`, or a list of "
-            f"`image` and `caption` ({type(error).__name__}: {error})"
-        ) from error
+        raise _not_captions(url, error) from error
     if not by_image:
         raise InputError(f"{url}: no images in it")
-    return list(by_image.items())
+    return by_image
+
+
+def _not_captions(url: str, error: Exception) -> InputError:
+    return InputError(
+        f"{url}: not a captions file: it needs COCO's `images` and `annotations`, or a list of "
+        f"`image` and `caption` ({type(error).__name__}: {error})"
+    )
 
 
 def _coco(tree: dict[str, Any]) -> dict[str, list[Any]]:

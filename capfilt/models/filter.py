@@ -89,16 +89,23 @@ class MatchFilter:
         scores = iter([Score(*pair) for pair in zip(match_probs, similarities, strict=True)])
         return [[next(scores) for _ in of_image] for of_image in texts]
 
-    def _tokens(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as ITC sees them: normalised, `[CLS]` first, cut to `max_tokens`."""
         config = self._config
-        flat = [normalise(text, max_words=config.max_words) for of in texts for text in of]
-        ids = iter(self._vocabulary.encode(flat, max_tokens=config.max_tokens))
+        seen = [normalise(text, max_words=config.max_words) for text in texts]
+        return self._vocabulary.encode(seen, max_tokens=config.max_tokens)
+
+    def to_match(self, ids: Sequence[int]) -> list[int]:
+        """A text's token ids as ITM sees them: its first token is what `itm_token` says."""
+        first = self._vocabulary.first_to_match if self._config.itm_token == "enc" else ids[0]
+        return [first, *ids[1:]]
+
+    def _tokens(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        ids = iter(self.tokens([text for of_image in texts for text in of_image]))
         return [[next(ids) for _ in of_image] for of_image in texts]
 
     def _match_probs(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:
-        if self._config.itm_token == "enc":
-            first = self._vocabulary.first_to_match
-            ids = [[[first, *text[1:]] for text in of_image] for of_image in ids]
+        ids = [[self.to_match(text) for text in of_image] for of_image in ids]
         assert isinstance(self.model, MatchModel)  # `load_filter` sees to it
         texts = PackedTexts.of(ids, states.device)
         memory = self.model.text.remember(states, queries=len(texts.ids) / len(states))
