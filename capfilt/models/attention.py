@@ -26,7 +26,9 @@ _FEW_QUERIES = 8
 _MANY_QUERIES = 128
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
+) -> Tensor:
     """Scaled dot-product attention with the kernel that is fastest where the tensors are.
 
     Args:
@@ -34,18 +36,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         key: [N, H, T, Dh].
         value: [N, H, T, Dh].
         mask: True where a query may look, broadcastable to [N, H, Q, T]; None looks everywhere.
+        dropout: Of the weights, while training.
 
     Returns:
         [N, H, Q, Dh].
     """
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and not dropout:
         # The fused kernel is the slowest in bf16, whatever the number of queries.
         few = query.shape[2] < (_MANY_QUERIES if query.dtype == torch.bfloat16 else _FEW_QUERIES)
         if few or (mask is not None and query.dtype == torch.bfloat16):
             return _plain(query, key, value, mask)
         if query.shape[2] >= _MANY_QUERIES and mask is None and not torch.is_grad_enabled():
             return _by_head(query, key, value)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -125,10 +128,13 @@ class Grid:
 class Packed:
     """Self-attention within each text of a packed batch."""
 
-    def __init__(self, grid: Grid, head_count: int, *, causal: bool = False) -> None:
+    def __init__(
+        self, grid: Grid, head_count: int, *, causal: bool = False, dropout: float = 0.0
+    ) -> None:
         self._grid = grid
         self._heads = head_count
         self._causal = causal
+        self._dropout = dropout
         filled = grid.filled()
         self._filled = None if filled is None else filled[:, None, None, :]
 
@@ -138,7 +144,7 @@ class Packed:
         mask = self._filled
         if self._causal:  # padding stands at the end of a row, where no token looks
             mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-        return self._grid.gather(merge_heads(attend(q, k, v, mask)))
+        return self._grid.gather(merge_heads(attend(q, k, v, mask, dropout=self._dropout)))
 
 
 class Cache:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.models.attention import Grid, Packed
+from capfilt.models.attention import Grid
 from capfilt.models.linear import PackedLinear, can_pack
 from capfilt.models.memory import ImageMemory
 from capfilt.models.text_transformer import LanguageHead, Looking, TextConfig, TextTransformer
@@ -83,16 +84,18 @@ class MatchModel(nn.Module):
             [B, 2], fp32.
         """
         device = texts.ids.device
-        own = Packed(texts.grid, self.config.text.heads)
+        own = self.text.packed(texts.grid)
         looking = Looking(memory, Grid.of(texts.tokens_per_image, device))
         first = Looking(memory, Grid.of(texts.texts_per_image, device))
-        states = self.text.first_tokens(texts.ids, texts.positions, own, looking, first)
+        states = self.text.first_tokens(
+            texts.ids, texts.positions, own, looking, first, texts.first
+        )
         return self.itm_head(states).float()  # type: ignore[no-any-return]
 
     def text_embeddings(self, texts: PackedTexts) -> Tensor:
         """ITC embeddings [B, E] of length 1, fp32, of texts with `[CLS]` first."""
-        own = Packed(texts.grid, self.config.text.heads)
-        states = self.text.first_tokens(texts.ids, texts.positions, own)
+        own = self.text.packed(texts.grid)
+        states = self.text.first_tokens(texts.ids, texts.positions, own, first=texts.first)
         return F.normalize(self.text_projection(states).float(), dim=-1)
 
     def image_embeddings(self, states: Tensor) -> Tensor:
@@ -118,8 +121,9 @@ class SimilarityModel(nn.Module):
 
     def text_embeddings(self, texts: PackedTexts) -> Tensor:
         """As `MatchModel.text_embeddings`."""
-        own = Packed(texts.grid, self.config.text.heads)
-        states = self.pooler(self.text.first_tokens(texts.ids, texts.positions, own)).tanh()
+        own = self.text.packed(texts.grid)
+        states = self.text.first_tokens(texts.ids, texts.positions, own, first=texts.first)
+        states = self.pooler(states).tanh()
         return F.normalize(self.text_projection(states).float(), dim=-1)
 
     def image_embeddings(self, states: Tensor) -> Tensor:
@@ -133,6 +137,7 @@ class PackedTexts:
 
     ids: Tensor  # [P]
     positions: Tensor  # [P], of each token in its text
+    first: Tensor  # [B], row of each text's first token
     grid: Grid  # one row per text
     tokens_per_image: Sequence[int]
     texts_per_image: Sequence[int]
@@ -141,9 +146,11 @@ class PackedTexts:
     def of(cls, texts: Sequence[Sequence[Sequence[int]]], device: torch.device) -> PackedTexts:
         """Pack the token ids of every text of every image."""
         flat = [ids for of_image in texts for ids in of_image]
+        ends = list(accumulate(map(len, flat)))
         return cls(
             ids=tensor_on([i for ids in flat for i in ids], device),
             positions=tensor_on([p for ids in flat for p in range(len(ids))], device),
+            first=tensor_on([end - len(ids) for end, ids in zip(ends, flat, strict=True)], device),
             grid=Grid.of([len(ids) for ids in flat], device),
             tokens_per_image=[sum(map(len, of_image)) for of_image in texts],
             texts_per_image=[len(of_image) for of_image in texts],

@@ -56,16 +56,20 @@ class KeyValueMemory:
 
     keys: tuple[Tensor, ...]  # per layer [N, H, T, Dh]
     values: tuple[Tensor, ...]
+    dropout: float = 0.0  # of the weights, while training
 
     def attend(self, layer: int, query: Tensor, grid: Grid) -> Tensor:
         key, value = self.keys[layer], self.values[layer]
-        context = attend(heads(grid.spread(query), key.shape[1]), key, value)
+        queries = heads(grid.spread(query), key.shape[1])
+        context = attend(queries, key, value, dropout=self.dropout)
         return grid.gather(merge_heads(context))
 
     def select(self, images: Sequence[int]) -> KeyValueMemory:
         index = tensor_on(list(images), self.keys[0].device)
         return KeyValueMemory(
-            tuple(key[index] for key in self.keys), tuple(value[index] for value in self.values)
+            tuple(key[index] for key in self.keys),
+            tuple(value[index] for value in self.values),
+            self.dropout,
         )
 
 

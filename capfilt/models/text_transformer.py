@@ -20,16 +20,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from capfilt.models.attention import Grid, heads
+from capfilt.models.attention import Grid, Packed, heads
 from capfilt.models.linear import LinearGelu, can_pack
 from capfilt.models.memory import Absorbed, ImageMemory, KeyValueMemory, StateMemory, is_less_work
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a text transformer."""
+    """Sizes of a text transformer, and how it is trained."""
 
     vocabulary: int = 30524
     width: int = 768
@@ -39,6 +41,8 @@ class TextConfig:
     max_tokens: int = 512
     image_width: int = 768
     norm_eps: float = 1e-12
+    dropout: float = 0.0  # of hidden states and attention weights, while training
+    recompute: bool = False  # a layer's activations in the backward pass
 
 
 class SelfView(Protocol):
@@ -90,8 +94,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.ffn, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.down(self.up(x)) + x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        return self.norm(_drop(self.down(self.up(x)), dropout) + x)  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -100,6 +104,7 @@ class Layer(nn.Module):
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
         self.index = index
+        self.dropout = config.dropout
         self.attention = SelfAttention(config)
         self.cross = CrossAttention(config)
         self.ffn = FeedForward(config)
@@ -108,16 +113,16 @@ class Layer(nn.Module):
         self, x: Tensor, own: SelfView, image: Looking | None, only: Tensor | None = None
     ) -> Tensor:
         """[P, D] -> [P, D]; or the rows `only`, for which alone `image.grid` then stands."""
-        mine = self.attention
+        mine, dropout = self.attention, self.dropout if self.training else 0.0
         context = own.attend(self.index, *mine.qkv(x).chunk(3, dim=-1))
         if only is not None:
             x, context = x[only], context[only]
-        x = mine.norm(mine.out(context) + x)
+        x = mine.norm(_drop(mine.out(context), dropout) + x)
         if image is not None:
             cross = self.cross
             context = image.memory.attend(self.index, cross.query(x), image.grid)
-            x = cross.norm(cross.out(context) + x)
-        return self.ffn(x)  # type: ignore[no-any-return]
+            x = cross.norm(_drop(cross.out(context), dropout) + x)
+        return self.ffn(x, dropout)  # type: ignore[no-any-return]
 
 
 class TextTransformer(nn.Module):
@@ -152,7 +157,11 @@ class TextTransformer(nn.Module):
             # Contiguous per head: every later product reads it as it lies.
             keys.append(heads(key, self.config.heads).contiguous())
             values.append(heads(value, self.config.heads).contiguous())
-        return KeyValueMemory(tuple(keys), tuple(values))
+        return KeyValueMemory(tuple(keys), tuple(values), self._dropout)
+
+    def packed(self, grid: Grid, *, causal: bool = False) -> Packed:
+        """How the tokens of a packed batch see each other; one row of `grid` per text."""
+        return Packed(grid, self.config.heads, causal=causal, dropout=self._dropout)
 
     def forward(
         self, ids: Tensor, positions: Tensor, own: SelfView, image: Looking | None = None
@@ -170,7 +179,7 @@ class TextTransformer(nn.Module):
         """
         x = self.embed(ids, positions)
         for layer in self.layers:
-            x = layer(x, own, image)
+            x = self._run(layer, x, own, image)
         return x
 
     def first_tokens(
@@ -180,6 +189,7 @@ class TextTransformer(nn.Module):
         own: SelfView,
         image: Looking | None = None,
         first_looking: Looking | None = None,
+        first: Tensor | None = None,
     ) -> Tensor:
         """As `forward`, for the first token of every text alone, which saves most of a layer.
 
@@ -189,6 +199,7 @@ class TextTransformer(nn.Module):
             own: As in `forward`.
             image: As in `forward`.
             first_looking: The same memory, and a grid of one token per text.
+            first: Row of each text's first token, [B]; None finds them, for which the host waits.
 
         Returns:
             [B, D].
@@ -196,11 +207,34 @@ class TextTransformer(nn.Module):
         *layers, last = self.layers
         x = self.embed(ids, positions)
         for layer in layers:
-            x = layer(x, own, image)
-        return last(x, own, first_looking, only=(positions == 0).nonzero().squeeze(1))  # type: ignore[no-any-return]
+            x = self._run(layer, x, own, image)
+        if first is None:
+            first = (positions == 0).nonzero().squeeze(1)
+        return self._run(last, x, own, first_looking, first)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.norm(self.words(ids) + self.positions(positions))  # type: ignore[no-any-return]
+        x = self.norm(self.words(ids) + self.positions(positions))
+        return _drop(x, self._dropout)
+
+    @property
+    def _dropout(self) -> float:
+        return self.config.dropout if self.training else 0.0
+
+    def _run(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        own: SelfView,
+        image: Looking | None,
+        only: Tensor | None = None,
+    ) -> Tensor:
+        if self.config.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, own, image, only, use_reentrant=False)  # type: ignore[no-any-return]
+        return layer(x, own, image, only)  # type: ignore[no-any-return]
+
+
+def _drop(x: Tensor, dropout: float) -> Tensor:
+    return F.dropout(x, dropout) if dropout else x
 
 
 class LanguageHead(nn.Module):

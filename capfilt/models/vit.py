@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from capfilt.models.attention import attend, heads, merge_heads
 from capfilt.models.linear import LinearGelu
@@ -28,7 +29,7 @@ _CPU_TOKENS = 1200
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Sizes of a ViT."""
+    """Sizes of a ViT, and how it is trained."""
 
     width: int = 768
     layers: int = 12
@@ -37,6 +38,8 @@ class VitConfig:
     image_size: int = 384
     patch_size: int = 16
     norm_eps: float = 1e-5
+    drop_path: float = 0.0  # of the last block's branches, while training; earlier ones less
+    recompute: bool = False  # a block's activations in the backward pass
 
     @property
     def tokens(self) -> int:
@@ -46,9 +49,10 @@ class VitConfig:
 class Block(nn.Module):
     """Self-attention and feed-forward, each on a normalised input and added to it."""
 
-    def __init__(self, config: VitConfig) -> None:
+    def __init__(self, config: VitConfig, index: int) -> None:
         super().__init__()
         self.heads = config.heads
+        self.drop_path = config.drop_path * index / max(1, config.layers - 1)
         self.norm1 = nn.LayerNorm(config.width, config.norm_eps)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
@@ -58,8 +62,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, T, D] -> [N, T, D]
         q, k, v = (heads(y, self.heads) for y in self.qkv(self.norm1(x)).chunk(3, dim=-1))
-        x = x + self.out(merge_heads(attend(q, k, v)))
-        return x + self.down(self.up(self.norm2(x)))  # type: ignore[no-any-return]
+        x = x + self._branch(self.out(merge_heads(attend(q, k, v))))
+        return x + self._branch(self.down(self.up(self.norm2(x))))
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """Leave a branch out for an image at random while training (arXiv:1603.09382)."""
+        if not (self.training and self.drop_path):
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        return x * (kept / (1 - self.drop_path)).to(x.dtype)
 
 
 class ViT(nn.Module):
@@ -75,7 +86,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, config.tokens, width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = nn.LayerNorm(width, config.norm_eps)
         # Of pixels in [0, 1], per channel. No buffers: those would be rounded with the weights.
         self.pixel_mean: Sequence[float] = PIXEL_MEAN
@@ -90,7 +101,7 @@ class ViT(nn.Module):
         Returns:
             [N, T, D], the class token first.
         """
-        if pixels.device.type != "cpu":
+        if pixels.device.type != "cpu" or torch.is_grad_enabled():
             return self._encode(pixels)
         chunks = torch.split(pixels, max(1, _CPU_TOKENS // self.config.tokens))
         return torch.cat([self._encode(chunk) for chunk in chunks])
@@ -103,8 +114,9 @@ class ViT(nn.Module):
         normal = (pixels - mean) / std
         x = self.patches(normal.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
 
