@@ -1,0 +1,140 @@
+"""What an evaluation reads: images with their human captions, and labelled pairs.
+
+Captions files are COCO's JSON, a JSON list or JSONL of `image` and `caption` (or `captions`: a text
+or several); labelled pairs a JSON list or JSONL of `image`, `caption`, `label` (1: they match).
+Rows may have a `split`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capfilt.errors import InputError
+from capfilt.io import files
+from capfilt.io.pairs import captions_by_image
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image's path and its human captions, at least one."""
+
+    image: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image's path, a text, and whether they match."""
+
+    image: str
+    caption: str
+    matches: bool
+
+
+def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
+    """The images of a captions file in its order.
+
+    Args:
+        url: The file.
+        split: Take the rows of this split alone.
+
+    Raises:
+        InputError: It has no known form, an image has no caption, or there is no such split.
+    """
+    tree = _parse(url)
+    if isinstance(tree, dict):
+        if split is not None:
+            raise InputError(f"{url}: COCO's form has no splits; leave --split out")
+    else:
+        names = [name for name in ("caption", "captions") if tree and name in tree[0]][:1]
+        rows = _rows(tree, url, ["image", *(names or ["caption"])], split)
+        tree = [{"image": row["image"], "caption": row[names[0]]} for row in rows]
+    by_image = captions_by_image(tree, url)
+    found = []
+    for image, captions in by_image.items():
+        texts = tuple(text for text in captions if isinstance(text, str) and text.strip())
+        if len(texts) < len(captions) or not texts:
+            raise InputError(f"{url}: image {image} has no caption, or one that is no text")
+        found.append(Captioned(image, texts))
+    return found
+
+
+def read_labelled(url: str, *, split: str | None = None) -> list[Labelled]:
+    """The labelled pairs of a file in its order.
+
+    Args:
+        url: The file.
+        split: Take the rows of this split alone.
+
+    Raises:
+        InputError: It has no known form, a label is neither 0 nor 1, the labels are all the same,
+            or there is no such split.
+    """
+    found = []
+    for row in _rows(_parse(url), url, ["image", "caption", "label"], split):
+        image, caption, label = row["image"], row["caption"], row["label"]
+        if label not in (0, 1):
+            raise InputError(f"{url}: a label is 1 (match) or 0, is {label!r} for {image!r}")
+        if not (isinstance(image, str) and isinstance(caption, str)):
+            raise InputError(f"{url}: image and caption are texts, are {image!r} and {caption!r}")
+        found.append(Labelled(image, caption, bool(label)))
+    if len({pair.matches for pair in found}) < 2:
+        which = f"split {split!r}" if split else "the file"
+        raise InputError(
+            f"{url}: the labels of {which} are all the same; nothing tells a filter's quality"
+        )
+    return found
+
+
+def _parse(url: str) -> Any:
+    """A JSON's tree, or the list of a JSONL's rows."""
+    place = files.absolute(url)
+    try:
+        text = files.read_bytes(place).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: not UTF-8 text ({error})") from error
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return _parse_lines(text, url)
+    is_row = isinstance(tree, dict) and "annotations" not in tree and "images" not in tree
+    return [tree] if is_row else tree
+
+
+def _parse_lines(text: str, url: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(
+                    f"{url}: neither JSON nor JSON lines: line {number}: {error}"
+                ) from None
+    return rows
+
+
+def _rows(tree: Any, url: str, columns: Sequence[str], split: str | None) -> list[Row]:
+    """The rows of a split, all of which have these columns."""
+    if not (isinstance(tree, list) and all(isinstance(row, dict) for row in tree)):
+        raise InputError(f"{url}: not a list of rows with {', '.join(columns)}")
+    if not tree:
+        raise InputError(f"{url}: no rows in it")
+    if split is not None:
+        columns = [*columns, "split"]
+    for number, row in enumerate(tree, start=1):
+        missing = [name for name in columns if name not in row]
+        if missing:
+            raise InputError(
+                f"{url}: row {number} has no {', '.join(missing)}; it has {', '.join(row)}"
+            )
+    rows = [row for row in tree if split is None or row["split"] == split]
+    if not rows:
+        splits = sorted({str(row["split"]) for row in tree})
+        raise InputError(f"{url}: no split {split!r}; it has {', '.join(splits)}")
+    return rows
