@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +15,12 @@ from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.tally import Tally
+
+if TYPE_CHECKING:  # they bring torch, which the other commands do without
+    from capfilt.evaluate.captions import Captions
+    from capfilt.evaluate.filter_quality import FilterQuality, Quality
+    from capfilt.evaluate.noise import Noise
+    from capfilt.evaluate.retrieval import Retrieval
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
 PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
@@ -96,6 +104,88 @@ def verification_text(found: Verification) -> RenderableType:
         f"{found.size_bytes / 1e6:,.1f} MB read again: {verdict}"
     )
     return Group(*lines)
+
+
+def retrieval_text(found: Retrieval) -> RenderableType:
+    """Recalls in percent, as papers print them."""
+    table = _figures("", "R@1", "R@5", "R@10")
+    for way in ("text_to_image", "image_to_text"):
+        for stage, ranking in (("ITC", found.itc), (f"ITM of the first {found.k_test}", found.itm)):
+            recall = getattr(ranking, way)
+            shares = (f"{100 * share:.1f}" for share in (recall.r1, recall.r5, recall.r10))
+            table.add_row(f"{way.replace('_', ' ')}, {stage}", *shares)
+    return Group(
+        f"{found.images:,} images, {found.texts:,} texts, {duration(found.seconds)}",
+        f"filter {escape(found.filter.source)}",
+        table,
+    )
+
+
+def captions_text(found: Captions) -> RenderableType:
+    """BLEU and CIDEr times 100, as papers print them."""
+    orders = range(1, len(found.bleu) + 1)
+    table = _figures(*(f"BLEU-{n}" for n in orders), "CIDEr")
+    table.add_row(*(f"{100 * figure:.1f}" for figure in (*found.bleu, found.cider)))
+    return Group(
+        f"{found.images:,} images, {found.references:,} human captions, {duration(found.seconds)}",
+        f"captioner {escape(found.captioner.source)}",
+        table,
+    )
+
+
+def filter_quality_text(found: FilterQuality) -> RenderableType:
+    """One column for each score that the filter gives."""
+    scores = {"match_prob": found.match_prob, "similarity": found.similarity}
+    columns = {name: _quality(quality) for name, quality in scores.items() if quality is not None}
+    table = _figures("", *columns)
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        table.add_row(name, *(column.get(name, "") for column in columns.values()))
+    return Group(
+        f"{found.pairs:,} pairs of {found.images:,} images, {found.matching:,} match, "
+        f"{duration(found.seconds)}",
+        f"filter {escape(found.filter.source)}",
+        table,
+    )
+
+
+def noise_text(found: Noise) -> RenderableType:
+    """The noise ratio beside the paper's."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row(
+        "noise ratio",
+        f"{found.noise_ratio:.1%} ({found.synthetic_rejected:,} of {found.synthetic:,} synthetic "
+        f"captions below {found.threshold:g})",
+    )
+    table.add_row("", PAPER_NOISE_RATIO)
+    if found.web:
+        share = found.web_rejected / found.web
+        table.add_row(
+            "web texts", f"{share:.1%} rejected ({found.web_rejected:,} of {found.web:,})"
+        )
+    return Group(escape(found.place), table)
+
+
+def _quality(quality: Quality) -> dict[str, str]:
+    rows = {
+        "ROC AUC": f"{quality.roc_auc:.4f}",
+        "average precision": f"{quality.average_precision:.4f}",
+    }
+    for title, at in (("threshold", quality.at_threshold), ("best threshold", quality.best)):
+        if at is not None:
+            precision = "-" if at.precision is None else f"{at.precision:.4f}"
+            rows[title] = f"{at.threshold:.4f}"
+            rows[f"  precision at {title}"] = precision
+            rows[f"  recall at {title}"] = f"{at.recall:.4f}"
+            rows[f"  F1 at {title}"] = f"{at.f1:.4f}"
+    return rows
+
+
+def _figures(*columns: str) -> Table:
+    """An empty table whose first column is text where it has no title, all others numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left")
+    return table
 
 
 def _page(

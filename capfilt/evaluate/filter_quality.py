@@ -54,7 +54,7 @@ class FilterQuality:
 
 
 def evaluate_filter(
-    filter_: Filter, pairs: Sequence[Labelled], pictures: Pictures, *, threshold: float
+    filter_: Filter, pairs: Sequence[Labelled], pictures: Pictures, *, threshold: float | None
 ) -> FilterQuality:
     """Score every pair and hold the scores against the labels.
 
@@ -62,7 +62,7 @@ def evaluate_filter(
         filter_: Its config says which scores it gives.
         pairs: With labels of both kinds.
         pictures: Where the images are.
-        threshold: Inclusive, on the match probability.
+        threshold: Inclusive, on the match probability; None: there is none.
 
     Raises:
         InputError: An image is missing or cannot be decoded.

@@ -1,0 +1,149 @@
+"""Stage `evaluate`: what a captioner and a filter are worth, on images with human captions.
+
+    retrieval        filter + captions file                         R@1, R@5, R@10 by ITC and ITM
+    captions         captioner + captions file                      BLEU, CIDEr
+    filter_quality   filter + labelled pairs                        ROC AUC, average precision, F1
+    noise            OUTPUT of a run, or captioner + filter + images    noise ratio
+
+Source: BLIP, arXiv:2201.12086, sections 4.2, 5.1 and 5.2; the choices are those of its code.
+"""
+
+from collections.abc import Sequence
+
+from capfilt.config import NONE, RunConfig, resolve
+from capfilt.errors import ConfigError
+from capfilt.evaluate.captions import Captions, evaluate_captions
+from capfilt.evaluate.filter_quality import FilterQuality, evaluate_filter
+from capfilt.evaluate.noise import Noise, is_run, noise_of_images, noise_of_run
+from capfilt.evaluate.pairs import read_captioned, read_labelled
+from capfilt.evaluate.pictures import Pictures
+from capfilt.evaluate.retrieval import Retrieval, evaluate_retrieval
+from capfilt.io import files
+from capfilt.models.checkpoint import MATCH_FILTER, architecture_of, resolve_folder
+from capfilt.models.filter import MatchFilter
+from capfilt.models.load import load_captioner, load_filter
+
+K_TEST = 256  # candidates of a query that ITM judges
+RETRIEVAL = {"captioner": NONE, "scoring.similarity": True}
+CAPTIONS = {"filter": NONE, "captions.method": "beam", "captions.num_beams": 3}
+BOTH_SCORES = {"captioner": NONE, "scoring.similarity": True}
+SIMILARITY_ALONE = {"captioner": NONE}  # with preset blip2
+
+
+def retrieval(
+    filter_: str,
+    pairs: str,
+    images: str | None = None,
+    *,
+    split: str | None = None,
+    k_test: int = K_TEST,
+    overrides: Sequence[str] = (),
+) -> Retrieval:
+    """Find images by texts and texts by images."""
+    config = resolve(options={**RETRIEVAL, "filter": filter_}, overrides=overrides)
+    if k_test < 1:
+        raise ConfigError(f"--k-test must be at least 1, is {k_test}")
+    captioned = read_captioned(pairs, split=split)
+    pictures = _pictures(config, images, pairs)
+    pictures.check(pair.image for pair in captioned)
+    model = load_filter(filter_, config.scoring, precision=config.compute.precision)
+    if not isinstance(model, MatchFilter) or model.identity.architecture != MATCH_FILTER:
+        raise ConfigError(f"--filter {filter_}: retrieval needs a {MATCH_FILTER}")
+    return evaluate_retrieval(model, captioned, pictures, k_test=k_test)
+
+
+def captions(
+    captioner: str,
+    pairs: str,
+    images: str | None = None,
+    *,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Captions:
+    """Caption images and compare with what people wrote."""
+    config = resolve(options={**CAPTIONS, "captioner": captioner}, overrides=overrides)
+    captioned = read_captioned(pairs, split=split)
+    pictures = _pictures(config, images, pairs)
+    pictures.check(pair.image for pair in captioned)
+    model = load_captioner(
+        captioner, config.captions, seed=config.seed, precision=config.compute.precision
+    )
+    return evaluate_captions(model, captioned, pictures)
+
+
+def filter_quality(
+    filter_: str,
+    pairs: str,
+    images: str | None = None,
+    *,
+    split: str | None = None,
+    threshold: float | None = None,
+    overrides: Sequence[str] = (),
+) -> FilterQuality:
+    """Tell matching pairs from others."""
+    has_itm = architecture_of(resolve_folder(filter_), "filter") == MATCH_FILTER
+    config = resolve(
+        preset="blip" if has_itm else "blip2",
+        options={
+            **(BOTH_SCORES if has_itm else SIMILARITY_ALONE),
+            "filter": filter_,
+            "selection.min_match_prob": threshold,
+        },
+        overrides=overrides,
+    )
+    labelled = read_labelled(pairs, split=split)
+    pictures = _pictures(config, images, pairs)
+    pictures.check(pair.image for pair in labelled)
+    model = load_filter(filter_, config.scoring, precision=config.compute.precision)
+    return evaluate_filter(model, labelled, pictures, threshold=config.selection.min_match_prob)
+
+
+def noise(
+    place: str,
+    captioner: str | None = None,
+    filter_: str | None = None,
+    *,
+    threshold: float | None = None,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Noise:
+    """Count the captions that the filter rejects: those of a run, or new ones."""
+    if is_run(place):
+        if captioner or filter_ or limit is not None or overrides:
+            raise ConfigError(
+                f"{place} is a run: its captions and scores are in its ledger, so --captioner, "
+                "--filter, --limit and --set have no use; --threshold has"
+            )
+        return noise_of_run(place, threshold=threshold)
+    if not (captioner and filter_):
+        raise ConfigError(
+            f"{place}: no run here; a folder of images needs --captioner and --filter"
+        )
+    config = resolve(
+        options={
+            "captioner": captioner,
+            "filter": filter_,
+            "selection.min_match_prob": threshold,
+        },
+        overrides=overrides,
+    )
+    if config.selection.min_match_prob is None or NONE in (config.captioner, config.filter):
+        raise ConfigError("the noise ratio needs captioner, filter and selection.min_match_prob")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit must be at least 1, is {limit}")
+    pictures = Pictures(place, config.images, config.compute)
+    pictures.names()
+    precision = config.compute.precision
+    return noise_of_images(
+        load_captioner(captioner, config.captions, seed=config.seed, precision=precision),
+        load_filter(filter_, config.scoring, precision=precision),
+        config.scoring,
+        pictures,
+        threshold=config.selection.min_match_prob,
+        limit=limit,
+    )
+
+
+def _pictures(config: RunConfig, images: str | None, pairs: str) -> Pictures:
+    folder = images or files.parent(files.absolute(pairs))
+    return Pictures(folder, config.images, config.compute)
