@@ -67,7 +67,7 @@ def convert(
     model = _empty(sizes, role)
     state = _names(model, original=original).collect(tensors, str(source))
     checkpoint.fill(model, state, str(source))
-    save(model, folder, settings, tokenizer=_tokenizer(vocabulary))
+    save(model, folder, settings, tokenizer=blip_tokenizer(vocabulary))
     return folder
 
 
@@ -146,7 +146,12 @@ def _names(model: CaptionModel | MatchModel, *, original: bool = False) -> layou
     return names(image_layers=sizes.image.layers, text_layers=sizes.text.layers, original=original)
 
 
-def _tokenizer(vocabulary: Path) -> BertTokenizer:
+def blip_tokenizer(vocabulary: Path) -> BertTokenizer:
+    """BERT's tokenizer with `[DEC]` and `[ENC]`, from its `vocab.txt` or a tokenizer's folder.
+
+    Raises:
+        ModelError: There is no such file or folder.
+    """
     if vocabulary.is_dir():
         tokenizer = BertTokenizer.from_pretrained(vocabulary, local_files_only=True)
     elif vocabulary.is_file():

@@ -5,12 +5,14 @@ first dimension: transformers keeps the text's query, key and value apart, and w
 
     transformers   BlipForConditionalGeneration, BlipForImageTextRetrieval and BlipModel
     original       the `.pth` files of BLIP's authors: timm's names for the ViT, `text_*` as above
+    timm, vit      ImageNet checkpoints of timm and of transformers' `ViTModel`, without a prefix
+    bert           `BertModel` and `BertForMaskedLM`, with the prefix `bert`
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 from capfilt.errors import ModelError
 
 Parts = dict[str, tuple[str, ...]]  # our name -> theirs
+
+_BLOCK = ("norm1", "qkv", "out", "norm2", "up", "down")  # of the ViT, in the order of its work
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,55 @@ def similarity(*, image_layers: int, text_layers: int) -> Layout:
     return Layout(parts, re.compile(r"\.position_ids$|^logit_scale$"), {})
 
 
+def image_net(*, image_layers: int, timm: bool) -> Layout:
+    """Of the ViT in a checkpoint of an image classifier."""
+    head = re.compile(r"^(head|head_dist|classifier|cls_classifier|pooler|pre_logits)\.|^logit_")
+    if timm:
+        return Layout(_timm("", image_layers), head, {})
+    names = (
+        "layernorm_before", "attention.attention.{}", "attention.output.dense", "layernorm_after",
+        "intermediate.dense", "output.dense",
+    )  # fmt: skip
+
+    def block(i: int, our: str, their: str) -> Parts:
+        parts = ("query", "key", "value") if our == "qkv" else ("",)
+        return _linear(
+            f"vit.blocks.{i}.{our}", *(f"encoder.layer.{i}.{their.format(p)}" for p in parts)
+        )
+
+    stem = {
+        "vit.class_token": ("embeddings.cls_token",),
+        "vit.positions": ("embeddings.position_embeddings",),
+        **_linear("vit.patches", "embeddings.patch_embeddings.projection"),
+        **_linear("vit.norm", "layernorm"),
+    }
+    blocks = _layers(
+        image_layers,
+        lambda i: _join(block(i, o, t) for o, t in zip(_BLOCK, names, strict=True)),
+    )
+    return Layout(stem | blocks, head, {})
+
+
+def bert(*, text_layers: int, head: bool) -> Layout:
+    """Of the text transformer in a BERT, which has no cross-attention; `head`: and its LM head."""
+    parts = {
+        ours: names for ours, names in _text("bert", text_layers).items() if ".cross." not in ours
+    }
+    top = "cls.predictions"
+    if head:
+        parts |= {
+            **_linear("head.dense", f"{top}.transform.dense"),
+            **_linear("head.norm", f"{top}.transform.LayerNorm"),
+            "head.bias": (f"{top}.bias",),
+        }
+    tied = {
+        f"{top}.decoder.bias": f"{top}.bias",
+        f"{top}.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    }
+    ignored = r"^bert\.pooler\.|\.position_ids$|\.token_type_embeddings\.|^cls\.seq_relationship\."
+    return Layout(parts, re.compile(ignored), tied)
+
+
 def _ignored(original: bool, other_half: str) -> re.Pattern[str]:
     names = [r"\.position_ids$"]
     if original:
@@ -124,32 +177,38 @@ def _ignored(original: bool, other_half: str) -> re.Pattern[str]:
 
 def _image(layers: int, original: bool) -> Parts:
     if original:
-        root, blocks = "visual_encoder", "visual_encoder.blocks"
-        stem = {
-            "vit.class_token": (f"{root}.cls_token",),
-            "vit.positions": (f"{root}.pos_embed",),
-            **_linear("vit.patches", f"{root}.patch_embed.proj"),
-            **_linear("vit.norm", f"{root}.norm"),
-        }
-        names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    else:
-        root, blocks = "vision_model", "vision_model.encoder.layers"
-        stem = {
-            "vit.class_token": (f"{root}.embeddings.class_embedding",),
-            "vit.positions": (f"{root}.embeddings.position_embedding",),
-            **_linear("vit.patches", f"{root}.embeddings.patch_embedding"),
-            **_linear("vit.norm", f"{root}.post_layernorm"),
-        }
-        names = (
-            "layer_norm1", "self_attn.qkv", "self_attn.projection", "layer_norm2", "mlp.fc1",
-            "mlp.fc2",
-        )  # fmt: skip
-    ours = ("norm1", "qkv", "out", "norm2", "up", "down")
-    return stem | _layers(
+        return _timm("visual_encoder.", layers)
+    root = "vision_model"
+    stem = {
+        "vit.class_token": (f"{root}.embeddings.class_embedding",),
+        "vit.positions": (f"{root}.embeddings.position_embedding",),
+        **_linear("vit.patches", f"{root}.embeddings.patch_embedding"),
+        **_linear("vit.norm", f"{root}.post_layernorm"),
+    }
+    names = (
+        "layer_norm1", "self_attn.qkv", "self_attn.projection", "layer_norm2", "mlp.fc1",
+        "mlp.fc2",
+    )  # fmt: skip
+    return stem | _blocks(layers, f"{root}.encoder.layers", names)
+
+
+def _timm(root: str, layers: int) -> Parts:
+    stem = {
+        "vit.class_token": (f"{root}cls_token",),
+        "vit.positions": (f"{root}pos_embed",),
+        **_linear("vit.patches", f"{root}patch_embed.proj"),
+        **_linear("vit.norm", f"{root}norm"),
+    }
+    names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    return stem | _blocks(layers, f"{root}blocks", names)
+
+
+def _blocks(layers: int, root: str, names: Sequence[str]) -> Parts:
+    return _layers(
         layers,
         lambda i: _join(
-            _linear(f"vit.blocks.{i}.{our}", f"{blocks}.{i}.{their}")
-            for our, their in zip(ours, names, strict=True)
+            _linear(f"vit.blocks.{i}.{our}", f"{root}.{i}.{their}")
+            for our, their in zip(_BLOCK, names, strict=True)
         ),
     )
 

@@ -18,7 +18,7 @@ from capfilt.models.filter import Filter, MatchFilter
 from capfilt.models.linear import prepare_for_inference
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
 from capfilt.models.text_transformer import TextConfig
-from capfilt.models.vit import VitConfig
+from capfilt.models.vit import VitConfig, resize_positions
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
@@ -89,22 +89,30 @@ def load_filter(
     return MatchFilter(place(model, precision, device), vocabulary, identity, config)
 
 
-def load_caption_model(folder: Path, settings: Any) -> CaptionModel:
-    """The module of a `BlipForConditionalGeneration` folder, in fp32 on the CPU."""
-    config = med_config(settings)
+def load_caption_model(
+    folder: Path, settings: Any, config: MedConfig | None = None
+) -> CaptionModel:
+    """The module of a `BlipForConditionalGeneration` folder, in fp32 on the CPU.
+
+    Args:
+        folder: Of the checkpoint.
+        settings: Its config.
+        config: In place of the checkpoint's own; positions are interpolated to its image size.
+    """
+    config = config or med_config(settings)
     names = layout.captioner(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = CaptionModel(config)
-    return _filled(model, names, folder)
+    return _filled(model, names, folder, _grid(config, settings))
 
 
-def load_match_model(folder: Path, settings: Any) -> MatchModel:
-    """The module of a `BlipForImageTextRetrieval` folder, in fp32 on the CPU."""
-    config = med_config(settings)
+def load_match_model(folder: Path, settings: Any, config: MedConfig | None = None) -> MatchModel:
+    """The module of a `BlipForImageTextRetrieval` folder; see `load_caption_model`."""
+    config = config or med_config(settings)
     names = layout.filter_(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = MatchModel(config)
-    return _filled(model, names, folder)
+    return _filled(model, names, folder, _grid(config, settings))
 
 
 def load_similarity_model(folder: Path, settings: Any) -> SimilarityModel:
@@ -157,8 +165,16 @@ def med_config(settings: Any) -> MedConfig:
     )
 
 
-def _filled(model: Model, names: layout.Layout, folder: Path) -> Model:
+def _grid(config: MedConfig, settings: Any) -> int | None:
+    """Patches on a side to interpolate to; None where the checkpoint's own size is kept."""
+    size = config.image.image_size
+    return None if size == settings.vision_config.image_size else size // config.image.patch_size
+
+
+def _filled(model: Model, names: layout.Layout, folder: Path, grid: int | None = None) -> Model:
     state = names.collect(checkpoint.read_tensors(folder), str(folder))
+    if grid is not None:
+        state["vit.positions"] = resize_positions(state["vit.positions"], grid)
     checkpoint.fill(model, state, str(folder))
     statistics = checkpoint.pixel_statistics(folder)
     assert isinstance(model, CaptionModel | MatchModel | SimilarityModel)

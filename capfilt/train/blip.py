@@ -14,54 +14,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from capfilt.data.batch import Batch
+from capfilt.models.convert import blip_tokenizer
+from capfilt.models.med import CaptionModel, MatchModel
+from capfilt.train import initial
+from capfilt.train.export import export
 from capfilt.train.itc import ItcConfig
 from capfilt.train.itm import ItmConfig
-from capfilt.train.lm import LmConfig
-
-Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
-
-
-@dataclass(frozen=True)
-class ImageTower:
-    """Sizes of the ViT; BLIP-large has width 1024, 24 layers and 16 heads."""
-
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    image_size: int = 224
-    patch_size: int = 16
-    weights: str = ""  # folder of a timm or transformers ImageNet checkpoint; empty: from scratch
-
-
-@dataclass(frozen=True)
-class TextTower:
-    """Sizes of the text transformer."""
-
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    weights: str = ""  # folder of a BERT checkpoint; empty: from scratch
-
-
-@dataclass(frozen=True)
-class DropConfig:
-    """What is left out at random while training."""
-
-    text: float = 0.1  # of hidden states and attention weights of the text transformer
-    path: float = 0.0  # of an image's branches in the last block of the ViT; earlier ones less
-
-
-@dataclass(frozen=True)
-class RecomputeConfig:
-    """Whose activations are computed again in the backward pass, to save memory."""
-
-    image: bool = False
-    text: bool = False
+from capfilt.train.lm import LmConfig, lm_loss
+from capfilt.train.matcher import Matcher
+from capfilt.train.sharing import Sharing, shared_decoder
+from capfilt.train.tokens import Tokens
+from capfilt.train.towers import (
+    DropConfig,
+    ImageTower,
+    RecomputeConfig,
+    TextTower,
+    med_config,
+    trained,
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +81,29 @@ class FilterConfig:
 
 
 class BlipPretrain(nn.Module):
-    """ITC, ITM and LM over one image encoder."""
+    """ITC, ITM and LM over one image encoder.
+
+    Encoder and decoder are a `MatchModel` and a `CaptionModel` that have the ViT in common, and of
+    the text transformer what `sharing` says. The image is encoded once, and its keys and values are
+    projected once for both wherever cross-attention is shared.
+    """
+
+    def __init__(self, config: BlipConfig, tokens: Tokens, *, seed: int) -> None:
+        """Make a model from scratch; see `load`."""
+        super().__init__()
+        self.config = config
+        sizes = med_config(
+            config.image, config.text, embedding=config.embedding, vocabulary=tokens.size
+        )
+        sizes = trained(sizes, config.drop, config.recompute)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model, self.captioner = MatchModel(sizes), CaptionModel(sizes)
+            initial.from_scratch(model, self.captioner)
+        self.captioner.vit = model.vit
+        self.captioner.text = shared_decoder(model.text, self.captioner.text, config.sharing)
+        self.matcher = Matcher(model, config.itc, config.itm, tokens, seed)
+        self._tokens = tokens
 
     @classmethod
     def load(cls, config: BlipConfig, *, vocabulary: Path, seed: int) -> BlipPretrain:
@@ -120,7 +117,15 @@ class BlipPretrain(nn.Module):
         Raises:
             ModelError: A folder holds no such checkpoint, or tensors of other sizes.
         """
-        raise NotImplementedError
+        tokens = Tokens.of(blip_tokenizer(vocabulary), config.lm.prompt)
+        made = cls(config, tokens, seed=seed)
+        model = made.matcher.model
+        if config.image.weights:
+            initial.load_image_weights(model.vit, config.image.weights)
+        if config.text.weights:
+            initial.load_text_weights([model, made.captioner], config.text.weights)
+        made.matcher.momentum.update(model, 0.0)
+        return made
 
     def check_batch(self, images: int, ranks: int) -> None:
         """Refuse a batch that the objectives cannot work with, before anything is read.
@@ -132,7 +137,7 @@ class BlipPretrain(nn.Module):
         Raises:
             ConfigError: The queue is no multiple of a step's images; a batch has no negatives.
         """
-        raise NotImplementedError
+        self.matcher.check_batch(images, ranks)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses "itc", "itm" and "lm".
@@ -145,53 +150,96 @@ class BlipPretrain(nn.Module):
         Raises:
             ConfigError: As `check_batch`; no image of the step has a text that is not its own.
         """
-        raise NotImplementedError
+        encoder, decoder = self.matcher.model, self.captioner
+        states = encoder.vit(batch.images)
+        itc, drawn = self.matcher.contrast(states, batch, step)
+        memory = encoder.text.remember(drawn.images)
+        others, of_decoder = drawn.others, memory
+        if not _shares_cross_attention(encoder, decoder):
+            others, of_decoder = 0, decoder.text.remember(states)
+        # The decoder keeps the device busy until the draws have arrived.
+        lm = lm_loss(
+            decoder,
+            of_decoder,
+            batch.texts,
+            self._tokens,
+            label_smoothing=self.config.lm.label_smoothing,
+            others=others,
+        )
+        return {"itc": itc, "itm": self.matcher.match(memory, drawn), "lm": lm}
 
     def export_captioner(self, folder: Path, vocabulary: Path) -> None:
         """Save the decoder as a `BlipForConditionalGeneration` with tokenizer and processor."""
-        raise NotImplementedError
+        export(self.captioner, folder, vocabulary)
 
     def export_filter(self, folder: Path, vocabulary: Path) -> None:
         """Save the encoder as a `BlipForImageTextRetrieval` with tokenizer and processor."""
-        raise NotImplementedError
+        export(self.matcher.model, folder, vocabulary)
 
 
 class CaptionerFinetune(nn.Module):
     """LM alone."""
 
+    def __init__(self, config: CaptionerConfig, model: CaptionModel, tokens: Tokens) -> None:
+        super().__init__()
+        self.config = config
+        self.captioner = model
+        self._tokens = tokens
+
     @classmethod
     def load(cls, config: CaptionerConfig, *, vocabulary: Path, seed: int) -> CaptionerFinetune:
         """As `BlipPretrain.load`; `vocabulary` may be the folder it starts from."""
-        raise NotImplementedError
+        model = initial.start_captioner(
+            config.start, config.image_size, config.drop, config.recompute
+        )
+        return cls(config, model, Tokens.of(blip_tokenizer(vocabulary), config.lm.prompt))
 
     def check_batch(self, images: int, ranks: int) -> None:
         """As `BlipPretrain.check_batch`: any batch will do."""
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The loss "lm"; see `BlipPretrain.forward`."""
-        raise NotImplementedError
+        memory = self.captioner.text.remember(self.captioner.vit(batch.images))
+        smoothing = self.config.lm.label_smoothing
+        loss = lm_loss(self.captioner, memory, batch.texts, self._tokens, label_smoothing=smoothing)
+        return {"lm": loss}
 
     def export_captioner(self, folder: Path, vocabulary: Path) -> None:
         """As `BlipPretrain.export_captioner`."""
-        raise NotImplementedError
+        export(self.captioner, folder, vocabulary)
 
 
 class FilterFinetune(nn.Module):
     """ITC and ITM."""
 
+    def __init__(
+        self, config: FilterConfig, model: MatchModel, tokens: Tokens, *, seed: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.matcher = Matcher(model, config.itc, config.itm, tokens, seed)
+
     @classmethod
     def load(cls, config: FilterConfig, *, vocabulary: Path, seed: int) -> FilterFinetune:
         """As `BlipPretrain.load`; `vocabulary` may be the folder it starts from."""
-        raise NotImplementedError
+        model = initial.start_filter(config.start, config.image_size, config.drop, config.recompute)
+        return cls(config, model, Tokens.of(blip_tokenizer(vocabulary)), seed=seed)
 
     def check_batch(self, images: int, ranks: int) -> None:
         """As `BlipPretrain.check_batch`."""
-        raise NotImplementedError
+        self.matcher.check_batch(images, ranks)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The losses "itc" and "itm"; see `BlipPretrain.forward`."""
-        raise NotImplementedError
+        model = self.matcher.model
+        itc, drawn = self.matcher.contrast(model.vit(batch.images), batch, step)
+        memory = model.text.remember(drawn.images)
+        return {"itc": itc, "itm": self.matcher.match(memory, drawn)}
 
     def export_filter(self, folder: Path, vocabulary: Path) -> None:
         """As `BlipPretrain.export_filter`."""
-        raise NotImplementedError
+        export(self.matcher.model, folder, vocabulary)
+
+
+def _shares_cross_attention(encoder: MatchModel, decoder: CaptionModel) -> bool:
+    return encoder.text.layers[0].cross is decoder.text.layers[0].cross

@@ -1,9 +1,26 @@
-"""ITM: image-text matching with hard negatives."""
+"""ITM: image-text matching with hard negatives.
+
+Every pair makes three: itself, its text with the image drawn for it, and its image with the text
+drawn for it; a pair that drew nothing makes none. All that look at one image stand in one row of
+the grid of cross-attention, so that its keys and values are never copied.
+
+Shapes: N pairs of this rank, M of all ranks, B pairs of ITM, R images of other ranks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from capfilt.models.med import MatchModel, PackedTexts
+from capfilt.models.memory import ImageMemory
+from capfilt.models.transfer import tensor_on
+from capfilt.train.gather import mean_over_ranks
+from capfilt.train.negatives import Negatives
 
 
 @dataclass(frozen=True)
@@ -11,3 +28,60 @@ class ItmConfig:
     """Source: BLIP, arXiv:2201.12086, section 3.2; its code, `blip_retrieval.py`."""
 
     negatives: Literal["own_rank", "all_ranks"] = "own_rank"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Pairs of ITM, image by image: this rank's images, then those of other ranks."""
+
+    texts: list[list[list[int]]]  # per image, without a first token
+    matched: list[int]  # per text, 1 or 0, in the same order
+    others: list[int]  # rows of the joint batch that are other ranks' images
+
+    @classmethod
+    def of(cls, negatives: Negatives, texts: Sequence[list[int]], *, first: int = 0) -> Matching:
+        """Put together what was drawn.
+
+        Args:
+            negatives: The draws of this rank.
+            texts: That they are rows of.
+            first: This rank's first row there.
+        """
+        own = range(first, first + len(negatives.texts))
+        others = sorted({row for row in negatives.images if row >= 0 and row not in own})
+        places = {row: place for place, row in enumerate([*own, *others])}
+        pairs: list[list[tuple[list[int], int]]] = [[] for _ in places]
+        drawn = zip(own, negatives.texts, negatives.images, strict=True)
+        for row, text, image in drawn:
+            if text >= 0:
+                pairs[places[row]] += [(texts[row], 1), (texts[text], 0)]
+                pairs[places[image]].append((texts[row], 0))
+        return cls(
+            [[text for text, _ in of_image] for of_image in pairs],
+            [matched for of_image in pairs for _, matched in of_image],
+            others,
+        )
+
+
+def itm_loss(model: MatchModel, memory: ImageMemory, matching: Matching, enc: int) -> Tensor:
+    """Cross-entropy of the ITM head, this rank's share of the mean over all ranks' pairs.
+
+    Source: BLIP, arXiv:2201.12086, section 3.2.
+
+    Args:
+        model: The image-grounded encoder.
+        memory: Of the images of `matching`, in their order.
+        matching: What is matched.
+        enc: The first token of a text.
+    """
+    texts, matched = matching.texts, matching.matched
+    if not matched:  # no negatives here but on another rank: every weight still gets a gradient
+        texts = [[[]], *texts[1:]]
+    packed = PackedTexts.of(
+        [[[enc, *ids] for ids in of_image] for of_image in texts], model.vit.class_token.device
+    )
+    logits = model.match_logits(packed, memory)
+    if not matched:
+        return mean_over_ranks(logits.sum() * 0, 0)
+    target = tensor_on(matched, logits.device)
+    return mean_over_ranks(F.cross_entropy(logits, target, reduction="sum"), len(matched))

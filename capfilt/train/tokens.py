@@ -14,13 +14,15 @@ from transformers import BertTokenizer
 class Tokens:
     """Ids in a BLIP vocabulary, and how many it has."""
 
-    cls: int
-    enc: int
-    dec: int
+    classify: int  # [CLS]
+    match: int  # [ENC]
+    decode: int  # [DEC]
     size: int
+    prompt: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: BertTokenizer) -> Tokens:
-        """Of BERT's tokenizer with `[DEC]` and `[ENC]` (`capfilt.models.convert.blip_tokenizer`)."""
-        ids = tokenizer.convert_tokens_to_ids(["[CLS]", "[ENC]", "[DEC]"])
-        return cls(*ids, size=len(tokenizer))
+    def of(cls, tokenizer: BertTokenizer, prompt: str = "") -> Tokens:
+        """From BERT's tokenizer with `[DEC]` and `[ENC]` (`convert.blip_tokenizer`)."""
+        classify, match, decode = tokenizer.convert_tokens_to_ids(["[CLS]", "[ENC]", "[DEC]"])
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return cls(classify, match, decode, len(tokenizer), tuple(ids))

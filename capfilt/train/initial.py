@@ -1,0 +1,174 @@
+"""What training starts from: random weights, ImageNet's and BERT's, or an earlier stage's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from capfilt.errors import ConfigError, ModelError
+from capfilt.models import checkpoint, layout
+from capfilt.models.load import blip_settings, load_caption_model, load_match_model, med_config
+from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.models.vit import ViT, resize_positions
+from capfilt.train.towers import DropConfig, RecomputeConfig, resized, trained
+
+_STD = 0.02
+
+
+def from_scratch(*models: nn.Module) -> None:
+    """Draw all weights as BERT and timm's ViT do: N(0, 0.02), cut at two units in the ViT.
+
+    Source: `_init_weights` of BLIP's code (`models/med.py`, `models/vit.py`).
+    """
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+                nn.init.normal_(module.weight, std=_STD)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in model.modules():
+            if isinstance(module, ViT):
+                for parameter in module.parameters():
+                    if parameter.dim() > 1:
+                        nn.init.trunc_normal_(parameter, std=_STD, a=-2, b=2)
+
+
+def load_image_weights(vit: ViT, folder: str) -> None:
+    """Take a ViT's weights from an ImageNet checkpoint; positions are interpolated.
+
+    Args:
+        vit: To be filled.
+        folder: With safetensors in timm's names, or those of transformers' `ViTModel`,
+            `ViTForImageClassification` or DeiT, whose distillation token is left out.
+
+    Raises:
+        ModelError: Names tensors that are missing, surplus or of another shape.
+    """
+    tensors = _tensors(folder, r"^(vit|deit)\.")
+    timm = "pos_embed" in tensors
+    token, positions = (
+        ("dist_token", "pos_embed")
+        if timm
+        else ("embeddings.distillation_token", "embeddings.position_embeddings")
+    )
+    if tensors.pop(token, None) is not None and positions in tensors:
+        rows = tensors[positions]
+        tensors[positions] = torch.cat([rows[:, :1], rows[:, 2:]], dim=1)
+    names = layout.image_net(image_layers=vit.config.layers, timm=timm)
+    state = names.collect(tensors, folder)
+    grid = vit.config.image_size // vit.config.patch_size
+    state["vit.positions"] = resize_positions(state["vit.positions"], grid)
+    _copy(vit, {name.removeprefix("vit."): tensor for name, tensor in state.items()}, folder)
+
+
+def load_text_weights(models: list[MatchModel | CaptionModel], folder: str) -> None:
+    """Take text transformers' weights from a BERT; cross-attention and new tokens keep theirs.
+
+    BLIP has no token types: the first one's embedding, which BERT adds to every token of a single
+    text, goes into the positions.
+
+    Args:
+        models: To be filled; a decoder gets BERT's language head too, where there is one.
+        folder: With the safetensors of a `BertModel`, `BertForMaskedLM` or `BertForPreTraining`.
+
+    Raises:
+        ModelError: Names tensors that are missing, surplus or of another shape; its vocabulary is
+            not this one less `[DEC]` and `[ENC]`.
+    """
+    tensors = _tensors(folder, r"^bert\.")
+    tensors = {n if n.startswith("cls.") else f"bert.{n}": x for n, x in tensors.items()}
+    config = models[0].config.text
+    head = any(name.startswith("cls.predictions.") for name in tensors)
+    names = layout.bert(text_layers=config.layers, head=head)
+    state = names.collect(tensors, folder)
+    kinds = tensors.get("bert.embeddings.token_type_embeddings.weight")
+    if kinds is not None:
+        state["text.positions.weight"] = state["text.positions.weight"] + kinds[0]
+    missing = config.vocabulary - len(state["text.words.weight"])
+    if missing not in (0, 2):
+        raise ModelError(
+            f"{folder}: has {len(state['text.words.weight'])} tokens, but the vocabulary has "
+            f"{config.vocabulary} with [DEC] and [ENC]: they are of different checkpoints"
+        )
+    for model in models:
+        taken = {n: x for n, x in state.items() if hasattr(model, n.split(".")[0])}
+        _copy(model, taken, folder, grown=("text.words.weight", "head.bias"))
+
+
+def start_captioner(
+    folder: str, image_size: int, drop: DropConfig, recompute: RecomputeConfig
+) -> CaptionModel:
+    """A captioner to finetune, from a `BlipForConditionalGeneration`.
+
+    Raises:
+        ModelError: As `capfilt.models.load.load_captioner`.
+        ConfigError: The image size is no multiple of the patch size.
+    """
+    path = _start(folder, "captioner")
+    settings = blip_settings(path)
+    config = _config(med_config(settings), image_size, drop, recompute)
+    return load_caption_model(path, settings, config)
+
+
+def start_filter(
+    folder: str, image_size: int, drop: DropConfig, recompute: RecomputeConfig
+) -> MatchModel:
+    """A filter to finetune, from a `BlipForImageTextRetrieval`; see `start_captioner`."""
+    path = _start(folder, "filter")
+    if checkpoint.architecture_of(path, "filter") != checkpoint.MATCH_FILTER:
+        raise ModelError(f"{folder}: has no ITM head: give a {checkpoint.MATCH_FILTER}")
+    settings = blip_settings(path)
+    config = _config(med_config(settings), image_size, drop, recompute)
+    return load_match_model(path, settings, config)
+
+
+def _start(folder: str, role: checkpoint.Role) -> Path:
+    if not folder:
+        raise ConfigError(
+            f"start is not set: give the folder of a {checkpoint.CLASSES[role][0]}, as "
+            "blip_pretrain leaves it"
+        )
+    path = checkpoint.resolve_folder(folder)
+    checkpoint.architecture_of(path, role)
+    return path
+
+
+def _config(
+    config: MedConfig, image_size: int, drop: DropConfig, recompute: RecomputeConfig
+) -> MedConfig:
+    try:
+        return trained(resized(config, image_size), drop, recompute)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _tensors(folder: str, prefix: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors without the model's prefix, norms named as today."""
+    tensors = checkpoint.read_tensors(checkpoint.resolve_folder(folder))
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = re.sub(prefix, "", name)
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        renamed[name] = tensor
+    return renamed
+
+
+@torch.no_grad()
+def _copy(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, grown: tuple[str, ...] = ()
+) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in state.items():
+        target = parameters[name].detach()
+        if name in grown:
+            target = target[: len(tensor)]
+        if target.shape != tensor.shape:
+            raise ModelError(
+                f"{where}: tensor for {name} has shape {list(tensor.shape)} but this model's is "
+                f"{list(target.shape)}"
+            )
+        target.copy_(tensor)
