@@ -51,9 +51,9 @@ def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
         if split is not None:
             raise InputError(f"{url}: COCO's form has no splits; leave --split out")
     else:
-        names = [name for name in ("caption", "captions") if tree and name in tree[0]][:1]
-        rows = _rows(tree, url, ["image", *(names or ["caption"])], split)
-        tree = [{"image": row["image"], "caption": row[names[0]]} for row in rows]
+        column = _caption_column(tree)
+        rows = _rows(tree, url, ["image", column], split)
+        tree = [{"image": row["image"], "caption": row[column]} for row in rows]
     by_image = captions_by_image(tree, url)
     found = []
     for image, captions in by_image.items():
@@ -117,6 +117,12 @@ def _parse_lines(text: str, url: str) -> list[Any]:
                     f"{url}: neither JSON nor JSON lines: line {number}: {error}"
                 ) from None
     return rows
+
+
+def _caption_column(tree: Any) -> str:
+    first = tree[0] if isinstance(tree, list) and tree else {}
+    has_list = isinstance(first, dict) and "captions" in first and "caption" not in first
+    return "captions" if has_list else "caption"
 
 
 def _rows(tree: Any, url: str, columns: Sequence[str], split: str | None) -> list[Row]:
