@@ -311,7 +311,7 @@ def evaluate_retrieval(
     pairs: Annotated[str, typer.Option(help=_CAPTIONS_FILE)],
     images: Images = None,
     split: Split = None,
-    k_test: Annotated[int, typer.Option(help="Candidates that ITM ranks again.")] = 256,
+    k_test: Annotated[int, typer.Option(help="Candidates that ITM ranks again; 0: none.")] = 256,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:

@@ -41,8 +41,8 @@ def retrieval(
 ) -> Retrieval:
     """Find images by texts and texts by images."""
     config = resolve(options={**RETRIEVAL, "filter": filter_}, overrides=overrides)
-    if k_test < 1:
-        raise ConfigError(f"--k-test must be at least 1, is {k_test}")
+    if k_test < 0:
+        raise ConfigError(f"--k-test must be 0 (ITC alone) or more, is {k_test}")
     captioned = read_captioned(pairs, split=split)
     pictures = _pictures(config, images, pairs)
     pictures.check(pair.image for pair in captioned)

@@ -57,14 +57,14 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall by ITC alone, and with its first `k_test` re-ranked by ITM."""
+    """Recall by ITC alone, and with its first `k_test` re-ranked by ITM (None where that is 0)."""
 
     filter: ModelIdentity
     images: int
     texts: int
     k_test: int
     itc: Ranking
-    itm: Ranking
+    itm: Ranking | None
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def evaluate_retrieval(
         filter_: A `BlipForImageTextRetrieval`.
         pairs: Images and their captions.
         pictures: Where the images are.
-        k_test: How many candidates of a query ITM judges; at most all there are.
+        k_test: How many candidates of a query ITM judges, at most all there are; 0: ITC alone.
         kept_bytes: Memory for image states, on the filter's device.
 
     Raises:
@@ -138,25 +138,41 @@ def evaluate_retrieval(
         if not candidates.similarity.isfinite().all():
             raise ModelError(f"{filter_.identity.source}: a similarity is not a finite number")
 
-    asked_image = to_image.index[:, :k_test].cpu() * len(texts) + torch.arange(len(texts))[:, None]
-    asked_text = torch.arange(len(pairs))[:, None] * len(texts) + to_text.index[:, :k_test].cpu()
-    asked = torch.unique(torch.cat([asked_image.flatten(), asked_text.flatten()]))
-    logits = _match_logits(filter_, states, texts, asked)
-
-    def of(wanted: Tensor) -> Tensor:
-        return logits[torch.searchsorted(asked, wanted)].to(device)
-
+    itm = None
+    if k_test:
+        itm = _reranked(filter_, states, texts, to_image, to_text, k_test)
     return Retrieval(
         filter=filter_.identity,
         images=len(pairs),
         texts=len(texts),
         k_test=k_test,
         itc=Ranking(to_image.recall(), to_text.recall()),
-        itm=Ranking(
-            to_image.reranked(of(asked_image)).recall(),
-            to_text.reranked(of(asked_text)).recall(),
-        ),
+        itm=itm,
         seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _reranked(
+    filter_: MatchFilter,
+    states: _States,
+    texts: list[list[int]],
+    to_image: _Candidates,
+    to_text: _Candidates,
+    k_test: int,
+) -> Ranking:
+    """What ITM makes of the first `k_test` candidates; a pair is known as image * M + text."""
+    count, device = len(texts), to_text.index.device
+    image_of, text_of = to_image.index[:, :k_test].cpu(), to_text.index[:, :k_test].cpu()
+    for_texts = image_of * count + torch.arange(count)[:, None]
+    for_images = torch.arange(len(text_of))[:, None] * count + text_of
+    asked = torch.unique(torch.cat([for_texts.flatten(), for_images.flatten()]))
+    logits = _match_logits(filter_, states, texts, asked)
+
+    def of(wanted: Tensor) -> Tensor:
+        return logits[torch.searchsorted(asked, wanted)].to(device)
+
+    return Ranking(
+        to_image.reranked(of(for_texts)).recall(), to_text.reranked(of(for_images)).recall()
     )
 
 

@@ -127,6 +127,16 @@ def test_a_clip_filter_is_measured_by_similarity(capfilt: Any) -> None:
     assert 0 < tree["similarity"]["roc_auc"] < 1
 
 
+def test_without_candidates_retrieval_is_by_itc_alone(capfilt: Any) -> None:
+    line = COMMANDS["retrieval"].replace("--k-test 4", "--k-test 0")
+    tree = json.loads(capfilt(f"{line} --json")[1])
+    assert tree["itm"] is None
+    assert tree["itc"] == json.loads(capfilt(f"{COMMANDS['retrieval']} --json")[1])["itc"]
+    table = capfilt(line)[1]
+    assert "ITC" in table
+    assert "ITM" not in table
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -135,7 +145,7 @@ def test_a_clip_filter_is_measured_by_similarity(capfilt: Any) -> None:
             "12 of 12 images are not there, the first is 0.png (--images",
         ),
         (f"{COMMANDS['retrieval']} --split val", "no split 'val'; it has dev, test"),
-        (f"{COMMANDS['retrieval']} --k-test 0", "--k-test must be at least 1, is 0"),
+        (f"{COMMANDS['retrieval']} --k-test -1", "--k-test must be 0 (ITC alone) or more, is -1"),
         (
             "retrieval --filter {captioner} --pairs {captions} --images {images}",
             "is a BlipForConditionalGeneration, a captioner",

@@ -92,6 +92,7 @@ def test_recalls_are_those_of_a_plain_loop_over_transformers(
     assert (made.images, made.texts, made.k_test) == (len(pairs), len(owner), k_test)
     assert made.itc.image_to_text == plain_recall(similarity, None, right, k_test)
     assert made.itc.text_to_image == plain_recall(similarity.T, None, right.T, k_test)
+    assert made.itm is not None
     assert made.itm.image_to_text == plain_recall(similarity, logit, right, k_test)
     assert made.itm.text_to_image == plain_recall(similarity.T, logit.T, right.T, k_test)
     if k_test == 8:  # or the lines above say little
