@@ -7,8 +7,9 @@
 The images and texts that ITM has to judge are the union of both directions, ordered by image: an
 image meets all its candidate texts at once, and a pair that both directions ask for is judged once.
 So image states are needed a second time in the order in which they were made: those that fit in
-`KEPT_BYTES` are kept, and the image tower runs again for the rest, which costs little beside some
-512 texts per image. Memory grows with images x k, not with images x texts.
+`KEPT_BYTES` are kept, and the image tower runs again for the rest, which costs little beside k
+texts per image and k per text (1,536 per image with five texts each and k = 256). Memory grows with
+(images + texts) x k, not with images x texts.
 
 Shapes: N images, M texts, Q queries, D candidates, E embedding, k re-ranked.
 """
@@ -125,7 +126,7 @@ def evaluate_retrieval(
     """
     started = time.monotonic()
     pictures.check(pair.image for pair in pairs)
-    states = _States(filter_, pictures, [pair.image for pair in pairs], kept_bytes)
+    states = _States(filter_, pictures, [pair.image for pair in pairs], kept_bytes if k_test else 0)
     images = states.embeddings()
     device = images.device
     texts = filter_.tokens([text for pair in pairs for text in pair.captions])
