@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -82,7 +82,7 @@ def read_pairs(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     Raises:
         InputError: The captions file or an image cannot be read. A missing image fails its sample.
     """
-    pairs = _pairs(shard.url, shard.version.partition(_WITH_IMAGES)[0])[shard.start : shard.stop]
+    pairs = captions_of(shard)
 
     def read(pair: _Pair) -> Sample:
         path, captions = pair
@@ -102,6 +102,31 @@ def read_pairs(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
             yield from pool.map(read, pairs[start : start + _IMAGES_AT_ONCE])
 
 
+def captions_of(shard: InputShard) -> list[tuple[str, list[Any]]]:
+    """The image paths of a slice, each with its captions.
+
+    Raises:
+        InputError: The captions file cannot be read.
+    """
+    return _pairs(shard.url, shard.version.partition(_WITH_IMAGES)[0])[shard.start : shard.stop]
+
+
+def missing_images(shards: Sequence[InputShard]) -> list[str]:
+    """The images that their folder lacks, of all slices of a file; from one listing of each folder.
+
+    A web server cannot be asked, so nothing is missing there.
+
+    Raises:
+        InputError: The captions file cannot be read, or the folder cannot be listed.
+    """
+    folder = shards[0].images
+    if _is_web(folder):
+        return []
+    paths = [path for shard in shards for path, _ in captions_of(shard)]
+    seen = _versions(folder, paths)
+    return [path for path in paths if path not in seen]
+
+
 def _read_image(url: str, limits: ImageConfig) -> tuple[bytes | None, Reason | None]:
     entry = files.info(url)
     if entry is None or entry.is_folder:
@@ -113,7 +138,7 @@ def _read_image(url: str, limits: ImageConfig) -> tuple[bytes | None, Reason | N
 
 def _versions(folder: str, paths: Iterable[str]) -> dict[str, str]:
     """What the images are by their paths, from one listing of each folder that they lie in."""
-    if folder.startswith(("http://", "https://")):  # a listing is rare there, and has no versions
+    if _is_web(folder):  # a listing is rare there, and has no versions
         return {}
     below = sorted({path.rpartition("/")[0] for path in paths if is_key_safe(path)})
 
@@ -128,6 +153,10 @@ def _versions(folder: str, paths: Iterable[str]) -> dict[str, str]:
 
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
         return {path: version for found in pool.map(listed, below) for path, version in found}
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def _digest(folder: str, pairs: list[_Pair], versions: dict[str, str]) -> str:

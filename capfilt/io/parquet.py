@@ -25,7 +25,7 @@ from capfilt.record import Annotated, Reason, Sample
 from capfilt.shard import InputShard
 
 _IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
-_CAPTION_COLUMNS = ("caption", "text", "txt")
+CAPTION_COLUMNS = ("caption", "text", "txt")
 _ROWS_READ = 16  # at once: 1.6 MB of images of 100 KB
 _READ_BUFFER_BYTES = 8 * 2**20  # per column; without it a column's whole row group is read
 _ROWS_PER_GROUP = 128  # 13 MB of images of 100 KB
@@ -63,26 +63,22 @@ def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
         try:
             parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
-            image_column = _image_column(parquet.schema_arrow)
-            if image_column is None:
-                raise InputError(
-                    f"{shard.url}: no image column: it needs bytes in one of "
-                    f"{', '.join(_IMAGE_COLUMNS)}, has {', '.join(parquet.schema_arrow.names)}"
-                )
+            column = image_column(parquet.schema_arrow, shard.url)
             row_number = 0
             for batch in parquet.iter_batches(batch_size=_ROWS_READ):
-                yield from _samples(batch, image_column, row_number, shard, limits)
+                yield from samples_of(batch, column, row_number, shard, limits)
                 row_number += batch.num_rows
         except (pa.ArrowException, ValueError) as error:  # ValueError: also of broken UTF-8
             raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
 
 
-def _samples(
+def samples_of(
     batch: Any, image_column: str, row_number: int, shard: InputShard, limits: ImageConfig
 ) -> Iterator[Sample]:
+    """The samples in a record batch, which begins with row `row_number` of its shard."""
     columns = {name: _values(batch.column(name)) for name in batch.schema.names}
     images = columns.pop(image_column)
-    caption_column = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+    caption_column = next((name for name in CAPTION_COLUMNS if name in columns), None)
     raw_captions = _raw_texts(batch.column(caption_column)) if caption_column else None
     for i, value in enumerate(images):
         metadata = {name: column[i] for name, column in columns.items()}
@@ -110,7 +106,12 @@ def _key(value: Any, row: int) -> str:
     return readable(value)[0] if isinstance(value, bytes) else str(value)
 
 
-def _image_column(schema: Any) -> str | None:
+def image_column(schema: Any, url: str) -> str:
+    """Which column of an Arrow schema holds the images.
+
+    Raises:
+        InputError: None does; `url` is what to call the file.
+    """
     for name in _IMAGE_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type
@@ -118,7 +119,10 @@ def _image_column(schema: Any) -> str | None:
                 return name
             if _is_binary(kind):
                 return name
-    return None
+    raise InputError(
+        f"{url}: no image column: it needs bytes in one of {', '.join(_IMAGE_COLUMNS)}, "
+        f"has {', '.join(schema.names)}"
+    )
 
 
 def _image(value: Any, column: str) -> tuple[bytes | None, str]:
