@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from capfilt.cluster import connect, resources
 from capfilt.config import resolve
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity
-from capfilt.run.cluster import ClusterEngine, connect, resources
+from capfilt.run.cluster import ClusterEngine
 from capfilt.run.engine import Work
 from capfilt.run.job import execute
 from capfilt.run.progress import Progress

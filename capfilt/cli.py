@@ -1,7 +1,8 @@
 """The command line. A command parses, makes one library call and prints what came of it.
 
 stdout is the result (`--json` for machines), stderr has progress and logs. Exit codes: 0 all done,
-1 some failed, 2 wrong usage, config, model or input, 130 interrupted.
+1 some failed (or a training that cannot go on), 2 wrong usage, config, model or input, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from capfilt import __version__
-from capfilt.errors import CapfiltError, InputError
+from capfilt.errors import CapfiltError, ConfigError, InputError, TrainingError
 
 app = typer.Typer(
     name="capfilt",
@@ -58,20 +59,29 @@ def main() -> None:
     except CapfiltError as error:
         if _debugging():
             raise
-        print(f"capfilt: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"capfilt: {_rank()}{error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, TrainingError) else 2)
     except Exception as error:
         if _debugging():
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"capfilt: unexpected {what} (capfilt --debug ... shows where)", file=sys.stderr)
+        print(
+            f"capfilt: {_rank()}unexpected {what} (capfilt --debug ... shows where)",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == INTERRUPTED and not _rank():
             print(
                 "capfilt: interrupted; the same command goes on where it stopped", file=sys.stderr
             )
         raise
+
+
+def _rank() -> str:
+    """Which process speaks, where torchrun has started several."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"[rank {rank}] "
 
 
 def _debugging() -> bool:
@@ -293,6 +303,77 @@ def ingest(
 
 
 @app.command()
+def train(
+    stage: Annotated[
+        str | None, typer.Argument(metavar="STAGE", help="What to train; --list names them.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one config key; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoints, log and models; the same one resumes."),
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(help="Ray: how many; default: one per GPU, or one per CPU node."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="Ray: whole ones; 0 uses CPUs. Default: 1 if any.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray: a cluster; default: start Ray on this machine.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the stages.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the stage's config as YAML; train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train STAGE; run it again to resume.
+
+    One process by itself, several by torchrun (`torchrun --nproc-per-node 8 -m capfilt train ...`),
+    or a Ray cluster's when one of the options marked "Ray" is given.
+    """
+    if list_:
+        from capfilt.catalog import trainings
+
+        _print(trainings() if as_json else _lines(trainings()))
+        return
+    if stage is None:
+        raise ConfigError("STAGE is missing: capfilt train --list names them")
+    from capfilt.train.stage import Stage
+
+    chosen = Stage.load(stage)
+    resolved = chosen.resolve(
+        yaml_text=_read_config(config), yaml_name=str(config), overrides=overrides or ()
+    )
+    if show:
+        from capfilt.schema import to_dict, to_yaml
+
+        _print(to_dict(resolved)) if as_json else typer.echo(to_yaml(resolved), nl=False)
+        return
+    if out is None:
+        raise ConfigError("--out is missing: a folder for checkpoints, log and models")
+    live = sys.stdout.isatty() and sys.stderr.isatty()
+    place = out.expanduser().absolute()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a worker dies
+        if (num_workers, gpus_per_worker, address) == (None, None, None):
+            summary = chosen.train(resolved, place, live=live)
+        else:
+            from capfilt.train.cluster import Cluster
+
+            cluster = Cluster(num_workers, gpus_per_worker, address)
+            summary = cluster.train(chosen, resolved, place, live=live)
+    if not _rank():
+        from capfilt.show import trained_text
+
+        _print(summary.to_dict() if as_json else trained_text(summary))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes; made if absent.")] = Path(
         "demo-output"
@@ -416,6 +497,15 @@ def _read_config(path: Path | None) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"-c {path}: cannot be read ({error})") from None
+
+
+def _lines(facts: dict[str, str]) -> Any:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    return table
 
 
 def _print(result: Any) -> None:

@@ -4,7 +4,8 @@
     ├── ConfigError       a config, an option or a combination of them is wrong (exit 2)
     ├── InputError        an input, a shard or a sample cannot be read
     ├── ModelError        a checkpoint is missing, of another class, or unsafe to load (exit 2)
-    └── CommitError       an output disagrees with what its commit says
+    ├── CommitError       an output disagrees with what its commit says
+    └── TrainingError     a training cannot go on: a loss is not finite, memory is short (exit 1)
 
 A bad *sample* never raises past its shard: it becomes a ledger row with a `Reason`
 (`capfilt.record`).
@@ -29,3 +30,7 @@ class ModelError(CapfiltError):
 
 class CommitError(CapfiltError):
     """An output disagrees with its commit, or belongs to another run."""
+
+
+class TrainingError(CapfiltError):
+    """A training cannot go on, though its config and input are in order."""

@@ -51,6 +51,22 @@ def to_dict(config: Any) -> Tree:
     return typing.cast(Tree, _plain(dataclasses.asdict(config)))
 
 
+def to_yaml(config: Any) -> str:
+    """A config as YAML, in field order; lists of numbers on one line."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+            super().increase_indent(flow, False)
+
+    def one_line(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+        flow = not any(isinstance(value, dict) for value in values)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
+
+    Dumper.add_representer(list, one_line)
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
 def keys(cls: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a config, sections included; in a list of sections, `list[].key`."""
     found = []

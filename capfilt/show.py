@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,9 @@ from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.tally import Tally
+
+if TYPE_CHECKING:  # it brings torch
+    from capfilt.train.training import Summary as Trained
 
 if TYPE_CHECKING:  # they bring torch, which the other commands do without
     from capfilt.evaluate.captions import Captions
@@ -63,6 +67,47 @@ def status_text(status: Status) -> RenderableType:
         facts[role] = f"{identity['source']} (sha256 {identity['sha256'][:12]})"
     failed = [f"failed shard {f.shard}: {f.error}" for f in status.failures]
     return _page(status.output, facts, status.tally, status.noise_ratio, failed)
+
+
+def trained_text(summary: Trained) -> RenderableType:
+    """What came of a training, and what to do with it."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    steps = f"{summary.steps:,} ({summary.epochs:.4g} epochs)"
+    if summary.steps_before:
+        steps += f", {summary.steps_before:,} before"
+    table.add_row("output", escape(summary.out))
+    table.add_row("steps", steps)
+    if summary.images:
+        table.add_row(
+            "this call",
+            f"{summary.images:,} images in {duration(summary.seconds)}, "
+            f"{summary.images / summary.seconds:,.1f} images/s",
+        )
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
+        table.add_row("last losses", losses)
+    for role, folder in summary.exports.items():
+        table.add_row(role, escape(folder))
+    for command in _next_commands(summary):
+        table.add_row("next", escape(command))
+    return Group(table)
+
+
+def _next_commands(summary: Trained) -> list[str]:
+    roles = summary.exports.keys()
+    if {"captioner", "filter"} <= roles:
+        return [
+            f"capfilt train blip_finetune_{role} --set model.start={shlex.quote(summary.out)} "
+            f'--set data.datasets="[{{path: captions.json}}]" --out {role}'
+            for role in ("captioner", "filter")
+        ]
+    other = {"captioner": "--filter FILTER", "filter": "--captioner CAPTIONER"}
+    return [
+        f"capfilt run INPUT OUTPUT --{role} {shlex.quote(folder)} {other[role]}"
+        for role, folder in summary.exports.items()
+        if role in other
+    ]
 
 
 def ingested_text(found: Ingested) -> RenderableType:

@@ -4,17 +4,12 @@ Nothing of the data passes through Ray's object store. Each actor has two shards
 reading and publishing overlap with its models. A call carries its worker's death: when an actor
 dies with two shards in flight it is unknown which one killed it, so both become suspects and run
 alone, and only a death of a worker that held a single shard counts as a try of that shard.
-
-The only module that imports Ray.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from capfilt.cluster import Resources
 from capfilt.errors import CapfiltError, ConfigError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit
@@ -77,88 +73,6 @@ def _load_worker(task: Task, cpus: int) -> Worker:
             "machines OUTPUT must be on a shared file system or an object store"
         )
     return Worker.load(task, cpus=cpus)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each worker asks of the cluster."""
-
-    workers: int
-    gpus: float  # per worker, fractions allowed below 1
-    cpus: int  # per worker; a CPU worker's models use each
-
-
-def connect(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one on this machine with its dashboard on loopback.
-
-    Raises:
-        ConfigError: No cluster answers at the address.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        _init(address)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
-
-
-def _init(address: str | None) -> None:
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        log.info("starting Ray on this machine")
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **settings)
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host and port.isdigit():  # Ray itself tries for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--address {address}: no Ray cluster answers there ({reason})") from None
-
-
-def resources(*, workers: int | None, gpus_per_worker: float | None, shards: int) -> Resources:
-    """Divide the connected cluster among workers, node by node: a worker never spans two.
-
-    With GPUs: as many workers as they allow, with a core each. Without: one worker per node, with
-    all its cores; or as many as asked for, with the most cores that leave room for all. Never more
-    workers than there are shards.
-
-    Raises:
-        ConfigError: The cluster does not have what was asked for (Ray itself would wait forever).
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    each = gpus_per_worker if gpus_per_worker is not None else float(any(gpus))
-    if each > 1 and not float(each).is_integer():
-        raise ConfigError(f"--gpus-per-worker {each:g}: above 1 it must be a whole number")
-    if each:
-        fit = sum(min(_sharing(gpu, each), cpu) for gpu, cpu in zip(gpus, cpus, strict=True))
-        count = workers or fit
-    else:
-        fit = sum(cpus)
-        count = workers or min(fit, sum(cpu > 0 for cpu in cpus))
-    if not 1 <= count <= fit:
-        raise ConfigError(
-            f"{count or 1} workers with {each:g} GPU and a CPU core each were asked for, but the "
-            f"cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs on {len(nodes)} nodes, room for "
-            f"{fit}: lower --workers or --gpus-per-worker"
-        )
-    count = min(count, shards)
-    if each:
-        return Resources(count, each, 1)
-    most = next(c for c in range(max(cpus), 0, -1) if sum(cpu // c for cpu in cpus) >= count)
-    return Resources(count, 0, most)
-
-
-def _sharing(gpus: int, each: float) -> int:
-    """Workers that a node's GPUs serve; a fraction never spans two GPUs: 0.4 makes two on each."""
-    return gpus * int(1 / each) if each < 1 else int(gpus // each)
 
 
 @dataclass

@@ -124,7 +124,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     commits = list_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
     if where.address is not None:
-        from capfilt.run.cluster import connect
+        from capfilt.cluster import connect
 
         connect(where.address)
     _settle_manifest(task, where, plan, is_begun=bool(commits))
@@ -298,7 +298,8 @@ def _start(task: Task, where: Where, shards: int) -> Engine:
         from capfilt.run.local import LocalEngine
 
         return LocalEngine.load(task)
-    from capfilt.run.cluster import ClusterEngine, connect, resources
+    from capfilt.cluster import connect, resources
+    from capfilt.run.cluster import ClusterEngine
 
     connect(where.address)
     needs = resources(workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards)

@@ -171,7 +171,7 @@ def deadly_worker(task: Task, cpus: int) -> Worker:
 def ray_on_this_machine() -> Iterator[None]:
     import ray
 
-    from capfilt.run.cluster import connect
+    from capfilt.cluster import connect
 
     connect(None)
     try:
@@ -183,7 +183,8 @@ def ray_on_this_machine() -> Iterator[None]:
 def test_cluster_shard_that_kills_workers_fails_alone(
     config: RunConfig, web: str, tmp_path: Path
 ) -> None:
-    from capfilt.run.cluster import ClusterEngine, resources
+    from capfilt.cluster import resources
+    from capfilt.run.cluster import ClusterEngine
 
     config = resolve(options={"captioner": config.captioner, "filter": "none"})
     task = Task(config, inspect_models(config), str(tmp_path))
@@ -273,7 +274,7 @@ def test_resources_are_divided_node_by_node() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from capfilt.run.cluster import Resources, resources
+    from capfilt.cluster import Resources, resources
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     cluster.add_node(num_cpus=2, num_gpus=1)

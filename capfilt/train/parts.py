@@ -1,0 +1,92 @@
+"""What stage files put together: data of a rank, vocabularies, and folders to start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from capfilt.data.loader import Loader
+from capfilt.errors import ConfigError
+from capfilt.models.checkpoint import Role, resolve_folder
+from capfilt.models.convert import blip_tokenizer
+from capfilt.models.vocabulary import Vocabulary
+from capfilt.train.config import TrainConfig
+from capfilt.train.itc import ItcConfig
+from capfilt.train.ranks import Ranks
+
+
+def load_data(config: TrainConfig, ranks: Ranks, vocabulary: Path) -> Loader:
+    """The batches of this rank.
+
+    Raises:
+        ConfigError: The ranks cannot divide a batch.
+        InputError: A dataset is missing, empty, or has no texts.
+    """
+    tokenizer = blip_tokenizer(vocabulary)
+    words = Vocabulary(
+        tokenizer,
+        start=tokenizer.bos_token_id,
+        end=tokenizer.sep_token_id,
+        size=len(tokenizer),
+    )
+    return Loader(
+        config.data,
+        rank=ranks.rank,
+        world=ranks.count,
+        batch_size=images_per_pass(config, ranks),
+        vocabulary=words,
+        seed=config.seed,
+    )
+
+
+def images_per_pass(config: TrainConfig, ranks: Ranks) -> int:
+    """Of one rank.
+
+    Raises:
+        ConfigError: The ranks cannot divide a pass evenly.
+    """
+    loop = config.loop
+    return ranks.share(loop.batch_size // loop.accumulate, "loop.batch_size / loop.accumulate")
+
+
+def vocabulary_of(vocabulary: str, text_weights: str) -> Path:
+    """Where a pre-training's tokens are from: its own key, else the BERT that it starts from.
+
+    Raises:
+        ConfigError: Neither is given.
+        ModelError: There is no such folder or hub id.
+    """
+    given = vocabulary or text_weights
+    if not given:
+        raise ConfigError(
+            "vocabulary is not set: give BERT's vocab.txt or a tokenizer's folder, or a BERT "
+            "checkpoint as model.text.weights"
+        )
+    return Path(given) if Path(given).exists() else resolve_folder(given)
+
+
+def start_folder(start: str, role: Role) -> Path:
+    """The checkpoint that a finetuning starts from.
+
+    Args:
+        start: A folder or hub id of transformers' layout, or the output folder of a training,
+            whose module of that role is taken.
+        role: "captioner" or "filter".
+
+    Raises:
+        ConfigError: It is not given.
+        ModelError: There is no such folder or hub id.
+    """
+    if not start:
+        raise ConfigError(
+            "model.start is not set: give the output folder of blip_pretrain, or a BLIP "
+            f"{role}'s folder or hub id"
+        )
+    of_training = Path(start).expanduser() / role
+    return of_training if (of_training / "config.json").is_file() else resolve_folder(start)
+
+
+def ramped(itc: ItcConfig, epochs: float, steps_per_epoch: float) -> ItcConfig:
+    """Soft targets that grow over the first epochs, unless the config says over which steps."""
+    steps = itc.ramp_steps or max(1, round(epochs * steps_per_epoch))
+    return replace(itc, ramp_steps=steps)
