@@ -3,7 +3,7 @@
     main process           whole batches in order; pinned on CUDA; what was left out is logged
     workers (processes)    every W-th step each: read, decode, vary, tokenise
 
-torch's DataLoader carries batches from the workers in shared memory and keeps their order. A
+torch's DataLoader runs the workers and keeps their order; pixels pass through shared memory. A
 step's batch depends on the datasets, the config, the seed, the rank, the world size and the batch
 size; not on the number of workers, their timing, or where the training was resumed.
 """
@@ -11,23 +11,23 @@ size; not on the number of workers, their timing, or where the training was resu
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from capfilt.data.batch import Batch
 from capfilt.data.config import DataConfig
-from capfilt.data.dataset import Dataset
-from capfilt.data.example import Example, UnusableError, make_example, stable_id
+from capfilt.data.maker import BatchMaker, Parcel
 from capfilt.data.order import SECTIONS, Order
-from capfilt.data.section import SectionReader, Slot, SpanReader
+from capfilt.data.ring import Ring
 from capfilt.data.sources import open_datasets
 from capfilt.errors import CapfiltError, InputError
 from capfilt.models.vocabulary import Vocabulary
@@ -107,28 +107,29 @@ class Loader:
             InputError: A shard cannot be read any more, or a worker died.
         """
         self.close()
-        steps = _Steps(
-            self._datasets, self._order, self._config, self._vocabulary, start, self.workers
-        )
+        shape = (self._order.batch_size, 3, self._config.image_size, self._config.image_size)
+        # A worker begins a batch when an earlier one is handed over: that one is not copied yet.
+        ring = Ring(self.workers, _AHEAD + 1, shape)
+        maker = partial(BatchMaker, self._datasets, self._order, self._config, self._vocabulary)
         loader = DataLoader(
-            steps,
+            _Steps(maker, ring, start, self.workers),
             batch_size=None,
             num_workers=self.workers,
             worker_init_fn=_begin_worker,
             prefetch_factor=_AHEAD,
-            pin_memory=torch.cuda.is_available(),
             # Nothing of a worker touches CUDA, and a fork has torch imported already.
             multiprocessing_context="fork",
         )
         self._running = iter(loader)
-        while self._running is not None:
-            outcome = self._outcome()
-            self._report(outcome.left_out)
-            if outcome.error is not None:
+        for number in itertools.count():
+            if self._running is None:  # closed meanwhile
+                return
+            parcel = self._parcel()
+            self._report(parcel.left_out)
+            if parcel.error is not None:
                 self.close()
-                raise outcome.error
-            assert outcome.batch is not None
-            yield outcome.batch
+                raise parcel.error
+            yield parcel.batch(ring.copy(number % self.workers, number // self.workers))
 
     def close(self) -> None:
         """End the workers."""
@@ -136,9 +137,9 @@ class Loader:
             self._running._shutdown_workers()
             self._running = None
 
-    def _outcome(self) -> _Outcome:
+    def _parcel(self) -> Parcel:
         try:
-            outcome: _Outcome = next(self._running)
+            parcel: Parcel = next(self._running)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -147,7 +148,7 @@ class Loader:
                 f"a data worker died ({str(error).splitlines()[0]}); if memory ran out, lower "
                 f"data.workers ({self.workers})"
             ) from error
-        return outcome
+        return parcel
 
     def _report(self, left_out: Sequence[tuple[str, str]]) -> None:
         for key, reason in left_out:
@@ -160,116 +161,26 @@ class Loader:
                 log.warning("%d examples were left out so far (%s)", total, reasons)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker sends: a batch, or why there is none."""
-
-    batch: Batch | None = None
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # keys and reasons
-    error: CapfiltError | None = None
-
-    def pin_memory(self) -> _Outcome:
-        """torch's loader calls it by this name."""
-        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
-
-
-class _Steps(IterableDataset[_Outcome]):
+class _Steps(IterableDataset[Parcel]):
     """The steps of one worker: every W-th."""
 
-    def __init__(
-        self,
-        datasets: Sequence[Dataset],
-        order: Order,
-        config: DataConfig,
-        vocabulary: Vocabulary,
-        start: int,
-        workers: int,
-    ) -> None:
-        self._datasets = datasets
-        self._order = order
-        self._config = config
-        self._vocabulary = vocabulary
+    def __init__(self, maker: Callable[[], BatchMaker], ring: Ring, start: int, step: int) -> None:
+        self._maker = maker
+        self._ring = ring
         self._start = start
-        self._workers = workers
+        self._step = step
 
-    def __iter__(self) -> Iterator[_Outcome]:
+    def __iter__(self) -> Iterator[Parcel]:
         info = get_worker_info()
-        maker = BatchMaker(self._datasets, self._order, self._config, self._vocabulary)
-        step = self._start + (info.id if info else 0)
-        while True:
+        assert info is not None
+        maker = self._maker()
+        for nth in itertools.count():
+            step = self._start + info.id + nth * self._step
             try:
-                yield maker.make(step)
+                yield maker.make(step, self._ring.place(info.id, nth))
             except CapfiltError as error:
-                yield _Outcome(error=error)
+                yield Parcel(error=error)
                 return
-            step += self._workers
-
-
-class BatchMaker:
-    """Makes the batches of steps; quick when steps of a section rise."""
-
-    def __init__(
-        self,
-        datasets: Sequence[Dataset],
-        order: Order,
-        config: DataConfig,
-        vocabulary: Vocabulary,
-    ) -> None:
-        self._order = order
-        self._config = config
-        self._vocabulary = vocabulary
-        self._reader = SpanReader(datasets)
-        self._sections: dict[tuple[int, int], SectionReader] = {}  # by epoch and section
-
-    def make(self, step: int) -> _Outcome:
-        """The batch of a step.
-
-        Raises:
-            InputError: A shard cannot be read, or has nothing that is of use.
-        """
-        left_out: list[tuple[str, str]] = []
-        examples = [self._example(slot, left_out) for slot in self._slots(step)]
-        return _Outcome(self._batch(examples), left_out)
-
-    def _slots(self, step: int) -> list[Slot]:
-        place = self._order.place(step)
-        if place is None:
-            candidates = self._reader.start(self._order.across_epochs(step)).result()
-            return [Slot(candidates, at) for at in range(len(candidates))]
-        where = place.epoch, place.section
-        if where not in self._sections:
-            for old in [key for key in self._sections if key[0] < place.epoch]:
-                del self._sections[old]
-            self._sections[where] = SectionReader(self._order.windows(*where), self._reader)
-        return self._sections[where].take(place.start, self._order.batch_size)
-
-    def _example(self, slot: Slot, left_out: list[tuple[str, str]]) -> Example:
-        for candidate in slot.in_turn():
-            try:
-                return make_example(candidate, self._config, self._order.seed)
-            except UnusableError as error:
-                if candidate is slot.window[slot.at]:
-                    left_out.append((candidate.key, str(error)))
-        key, reason = left_out[-1]
-        raise InputError(
-            f"{key}: cannot be used ({reason}), nor can any of the {len(slot.window)} examples "
-            "that were read with it: look at the dataset with `capfilt run`"
-        )
-
-    def _batch(self, examples: Sequence[Example]) -> Batch:
-        size = self._config.image_size
-        images = torch.empty(len(examples), 3, size, size, dtype=torch.uint8)
-        for row, example in zip(images, examples, strict=True):
-            row.copy_(example.pixels)
-        texts = [example.text for example in examples]
-        ids = self._vocabulary.encode(texts, max_tokens=self._config.max_tokens)
-        return Batch(
-            images,
-            [tokens[1:] for tokens in ids],
-            [example.key for example in examples],
-            torch.tensor([stable_id(example.key) for example in examples]),
-            torch.tensor([stable_id(text) for text in texts]),
-        )
 
 
 def _workers(asked: int) -> int:
