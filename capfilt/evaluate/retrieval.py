@@ -264,7 +264,8 @@ def _match_logits(
     model = filter_.model
     assert isinstance(model, MatchModel)  # a `SimilarityModel` is refused when it is loaded
     ids = [filter_.to_match(text) for text in texts]
-    logits, first = [], 0
+    logits = torch.empty(len(asked), device=model.vit.class_token.device)
+    first = done = 0
     for of_images in shown(states, "pairs", states.batches):
         wanted = []
         for image in range(first, first + len(of_images)):
@@ -278,8 +279,10 @@ def _match_logits(
             )
             mine = of_images[[image for image, _ in group]]
             memory = model.text.remember(mine, queries=len(packed.ids) / len(mine))
-            logits.append(model.match_logits(packed, memory)[:, 1])
-    return torch.cat(logits).cpu()
+            found = model.match_logits(packed, memory)[:, 1]
+            logits[done : done + len(found)] = found
+            done += len(found)
+    return logits.cpu()
 
 
 def _groups(wanted: Sequence[list[int]]) -> Iterator[list[tuple[int, list[int]]]]:
