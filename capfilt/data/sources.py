@@ -206,7 +206,7 @@ def _probe(dataset: Dataset) -> None:
     strand = int(np.flatnonzero(dataset.stock.lengths)[0])
     numbers = dataset.numbers(strand, 0, _PROBED)
     volume = dataset.volumes[dataset.strands[strand][0]]
-    samples = read_numbers(volume.shard, numbers)
+    samples = read_numbers(volume.shard, numbers, metadata=dataset.is_output)
     if not any(sample.image for sample in samples):
         raise InputError(f"{path}: has no images; write them with `output.images: true`")
     texts = itertools.chain.from_iterable(dataset.texts_of(sample) for sample in samples)

@@ -41,15 +41,20 @@ class _Header(NamedTuple):
 
 @dataclass
 class TarRange:
-    """Reads samples that have an image, numbered from 0. Not to be shared by threads."""
+    """Reads samples that have an image, numbered from 0. Not to be shared by threads.
+
+    With `metadata` a sample has what its `.json` says; without, its image and its text only.
+    """
 
     shard: InputShard
     limits: ImageConfig
+    metadata: bool = True
 
     def __post_init__(self) -> None:
         self._starts = [0]  # of every sample found so far, and where to look for the next one
         self._bytes_each = _READ_BYTES
         self._window = _Window(self.shard.url)
+        self._behind: tuple[int, _Header | None] = (-1, None)  # the header read last, and where
         is_local = files.local_path(self.shard.url) is not None
         self._headers_bytes = _HEADERS_BYTES_LOCAL if is_local else _HEADERS_BYTES_REMOTE
 
@@ -100,7 +105,8 @@ class TarRange:
         """A sample; None at the end. One that is not wanted has no content."""
         at = self._starts[number]
         members: Members | None = None
-        has_image = False
+        json: _Header | None = None
+        has_image = has_text = False
         while (header := self._header(at)) is not None:
             parts = split_name(header.name) if header.is_file else None
             if parts is not None:
@@ -108,23 +114,38 @@ class TarRange:
                 if members is None or key != members.key:
                     if members is not None and has_image:
                         break
-                    members, has_image = Members(key, self.limits, self.shard.source), False
+                    members, json = Members(key, self.limits, self.shard.source), None
+                    has_image = has_text = False
                 has_image = has_image or ext in IMAGE_EXTS
-                if wanted and ext in _WANTED and members.wants(ext, header.size):
-                    members.add(ext, self._window.read(header.data, header.size))
+                has_text = has_text or ext == "txt"
+                if ext == "json" and not self.metadata:
+                    json = json or header  # it takes longer to parse than all the rest to read
+                elif wanted and ext in _WANTED:
+                    self._add(members, ext, header)
             at = header.end
         if members is None or not has_image:
             return None
+        if wanted and json is not None and not has_text:
+            self._add(members, "json", json)
         if number + 1 == len(self._starts):
             self._starts.append(at)
         return members.sample()
 
+    def _add(self, members: Members, ext: str, header: _Header) -> None:
+        if members.wants(ext, header.size):
+            members.add(ext, self._window.read(header.data, header.size))
+
     def _header(self, at: int) -> _Header | None:
+        if self._behind[0] != at:  # the one behind a sample is the first of the next
+            self._behind = at, self._read_header(at)
+        return self._behind[1]
+
+    def _read_header(self, at: int) -> _Header | None:
         """The member at an offset, with its long name where it has one; None at the end."""
         long_name = None
         while True:
             block = self._window.read(at, _BLOCK)
-            if not block.strip(b"\0"):
+            if block[0] == 0 and not block.strip(b"\0"):
                 return None
             try:
                 size = tarfile.nti(block[124:136])  # type: ignore[attr-defined]
