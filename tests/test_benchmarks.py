@@ -25,7 +25,17 @@ print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 @pytest.fixture(scope="module")
 def run() -> tuple[dict[str, Any], str]:
     """What a smoke run prints to stdout and at the end of stderr."""
-    script = str(ROOT / "benchmarks/inference.py")
+    return quick("inference.py")
+
+
+@pytest.fixture(scope="module")
+def step() -> tuple[dict[str, Any], str]:
+    """As `run`, of the training step."""
+    return quick("train_step.py")
+
+
+def quick(name: str) -> tuple[dict[str, Any], str]:
+    script = str(ROOT / "benchmarks" / name)
     command = [sys.executable, "-c", PROBE, script, "--quick", "--repeats", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     return json.loads(done.stdout), done.stderr.splitlines()[-1]
@@ -61,3 +71,22 @@ def test_inference_counts_one_tower_pass_for_three_captions(
 
 def test_inference_needs_neither_ray_nor_arrow(run: tuple[dict[str, Any], str]) -> None:
     assert run[1] == ""
+
+
+def test_train_step_gives_the_ratios_of_what_it_measured(step: tuple[dict[str, Any], str]) -> None:
+    found, _ = step
+    rates = found["samples_per_s_of"]
+    assert found["samples_per_s"] == rates["capfilt"] > 0
+    assert found["ratio"] == pytest.approx(rates["capfilt"] / rates["transformers"])
+    expected = rates["capfilt"] / rates["transformers medium"]
+    assert found["ratio_same_setting"] == pytest.approx(expected)
+    assert len(set(rates.values())) == len(rates) == 4
+    assert found["gflop_per_sample"] > 0
+
+
+def test_train_step_computes_the_same_as_transformers(step: tuple[dict[str, Any], str]) -> None:
+    assert step[0]["max_loss_difference"] < 1e-4
+
+
+def test_train_step_needs_neither_ray_nor_arrow(step: tuple[dict[str, Any], str]) -> None:
+    assert step[1] == ""
