@@ -8,7 +8,7 @@ texts of web lengths, and are measured in turns in one process; medians are prin
 (`Plain`) is what one writes without touching transformers' models: eager attention, texts padded to
 the longest, image states repeated for ITM's negatives.
 
-On a CPU one thread computes in fp32, and its own time counts, which other work on the machine hardly
+On a CPU one thread computes in fp32, and its own time counts, which other work on a machine hardly
 lengthens. `ratio` is capfilt as its loop runs it (`capfilt.train.precision`) over transformers as
 torch comes; `ratio_same_setting` has both at torch's precision "medium", `ratio_highest` neither.
 With CUDA both run under bf16 autocast, each at the best of its batch sizes, and `share_of_peak` is
