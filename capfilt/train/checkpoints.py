@@ -41,6 +41,7 @@ class Checkpoint:
     folder: Path
     step: int
     ranks: int
+    data: str  # the data's fingerprint
     config: dict[str, Any]
 
     def load(self, model: nn.Module, optimiser: Optimiser) -> None:
@@ -82,20 +83,30 @@ class Checkpoints:
         optimiser: Optimiser,
         *,
         ranks: int,
+        data: str,
         config: Mapping[str, Any],
     ) -> Path:
         """Write a checkpoint, then remove those that are too many.
+
+        Args:
+            step: Steps done.
+            model: What trains, with its queues and momentum copies.
+            optimiser: Of it.
+            ranks: How many trained.
+            data: The data's fingerprint.
+            config: Of the training, as a tree.
 
         Raises:
             CommitError: It cannot be written.
         """
         folder = self.folder(step)
         contents = {"model": unique_tensors(model), "optimiser": optimiser.tensors()}
-        record: dict[str, Any] = {"step": step, "ranks": ranks, "config": config, "files": {}}
+        record: dict[str, Any] = {"step": step, "ranks": ranks, "data": data, "config": config}
+        record["files"] = {}
         for name, tensors in contents.items():
             with publishing(str(folder / f"{name}.safetensors")) as publication:
-                save_file({n: t.detach().contiguous() for n, t in tensors.items()},
-                          publication.path)  # fmt: skip
+                whole = {n: tensor.detach().contiguous() for n, tensor in tensors.items()}
+                save_file(whole, publication.path)
             done = publication.published
             record["files"][f"{name}.safetensors"] = [done.size_bytes, done.sha256]
         write_bytes(str(folder / _MARK), (json.dumps(record, indent=1) + "\n").encode())
@@ -156,7 +167,8 @@ def _read(folder: Path) -> Checkpoint:
         for name, (size_bytes, sha256) in record["files"].items():
             if files.digest(str(folder / name)) != (size_bytes, sha256):
                 raise ModelError(f"{folder / name}: is damaged, not as it was written")
-        return Checkpoint(folder, record["step"], record["ranks"], record["config"])
+        facts = (record[name] for name in ("step", "ranks", "data", "config"))
+        return Checkpoint(folder, *facts)
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"{folder / _MARK}: is damaged, no record of a checkpoint") from None
 

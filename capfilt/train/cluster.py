@@ -56,6 +56,7 @@ class Cluster:
         output.check(stage.name, config)
         needs = self._connect()
         output.begin()
+        out.mkdir(parents=True, exist_ok=True)
         order = {"stage": stage.name, "config": to_dict(config), "out": str(out)}
         tries, step = 0, -1
         while (error := _watched(order, needs, out, live=live)) is not None:

@@ -97,10 +97,19 @@ class Loop:
             return 0
         found.load(self._stepper.model, self._stepper.optimiser)
         self._announce("going on after step %d of %d (%s)", found.step, self.steps, found.folder)
-        if found.ranks != self._ranks.count and self._ranks.is_first:
-            change = "%d processes now, %d before: images come in another order from here on"
-            log.warning(change, self._ranks.count, found.ranks)
+        if self._ranks.is_first:
+            self._compare(found)
         return found.step
+
+    def _compare(self, found: Checkpoint) -> None:
+        """Say what makes a resumed training another than an uninterrupted one."""
+        if found.ranks != self._ranks.count:
+            change = f"{self._ranks.count} processes now, {found.ranks} before"
+        elif found.data != self._training.data.fingerprint:
+            change = "the data is not what it was when the training began"
+        else:
+            return
+        log.warning("%s: images come in another order from here on", change)
 
     def _announce(self, text: str, *facts: object) -> None:
         if self._ranks.is_first:
@@ -148,6 +157,7 @@ class Loop:
                 self._stepper.model,
                 self._stepper.optimiser,
                 ranks=self._ranks.count,
+                data=self._training.data.fingerprint,
                 config=to_dict(self._config),
             )
 

@@ -30,10 +30,15 @@ class Meter:
         self._waits.append(waited_s)
 
     @property
+    def _first(self) -> int:
+        """The first step, which warms everything up, counts only while it is alone."""
+        return 1 if 2 < len(self._ends) <= _STEPS else 0
+
+    @property
     def step_s(self) -> float:
-        """Seconds per step; the first, which warms everything up, counts only while alone."""
-        first = 1 if len(self._ends) > 2 and len(self._ends) <= _STEPS else 0
-        return (self._ends[-1] - self._ends[first]) / max(len(self._ends) - 1 - first, 1)
+        """Seconds per step."""
+        steps = len(self._ends) - 1 - self._first
+        return (self._ends[-1] - self._ends[self._first]) / max(steps, 1)
 
     @property
     def samples_per_s(self) -> float:
@@ -42,5 +47,6 @@ class Meter:
     @property
     def waiting(self) -> float:
         """Share of the time, in [0, 1]."""
-        elapsed = self._ends[-1] - self._ends[0]
-        return min(1.0, sum(self._waits) / elapsed) if elapsed else 0.0
+        elapsed = self._ends[-1] - self._ends[self._first]
+        waited = sum(list(self._waits)[self._first :])
+        return min(1.0, waited / elapsed) if elapsed else 0.0

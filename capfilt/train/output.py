@@ -74,7 +74,6 @@ class Output:
 
     def begin(self) -> None:
         """Forget what an earlier training left for its driver."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name in (SUMMARY, stop.FILE):
             (self.folder / name).unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ class Progress:
 
     def __init__(self, *, live: bool) -> None:
         self._shown_at = 0.0
+        self._step = 0
         console = Console(stderr=True)
         self._live = Live(console=console, refresh_per_second=4, transient=True) if live else None
 
@@ -46,7 +47,10 @@ class Progress:
         """Bring the display up to date; a plain line comes every `PLAIN_INTERVAL_S`."""
         if self._live:
             self._live.update(_block(row))
+        elif row.step == self._step:
+            return
         elif time.monotonic() - self._shown_at >= PLAIN_INTERVAL_S or row.step == row.steps:
+            self._step = row.step
             self._shown_at = time.monotonic()
             sys.stderr.write(f"capfilt: {' | '.join(_speed(row) + _quality(row))}\n")
             sys.stderr.flush()

@@ -18,6 +18,10 @@ class Data(Protocol):
     @property
     def steps_per_epoch(self) -> float: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides a batch."""
+
     def batches(self, start: int) -> Iterator[Batch]:
         """From the batch of this number on, for ever."""
 

@@ -18,7 +18,7 @@ SIDE = 4
 
 
 def config(**loop: object) -> TrainConfig:
-    """Four steps of eight images per epoch; every step is logged."""
+    """Two epochs of four steps of eight images; checkpoints after 3, 6 and 8 steps."""
     loop = {"epochs": 2, "batch_size": 8, "save_every": 3, "log_every": 1, **loop}
     return build(
         TrainConfig,
@@ -34,7 +34,9 @@ def config(**loop: object) -> TrainConfig:
 class ToyModel(nn.Module):
     """Two losses; dropout, a queue and a momentum copy, as the real ones have."""
 
-    def __init__(self, *, width: int = 8, bad_step: int | None = None) -> None:
+    def __init__(
+        self, *, width: int = 8, bad_step: int | None = None, hungry_step: int | None = None
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -43,7 +45,7 @@ class ToyModel(nn.Module):
         self.alias = self.second  # a shared part, as the text transformer has
         self.register_buffer("queue", torch.zeros(4, width))
         self.register_buffer("slow", self.first.weight.detach().clone())
-        self._bad_step = bad_step
+        self._bad_step, self._hungry_step = bad_step, hungry_step
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         pixels = batch.images.flatten(1).float() / 255
@@ -52,6 +54,8 @@ class ToyModel(nn.Module):
             self.slow.lerp_(self.first.weight, 0.1)
             self.queue.copy_(torch.cat([self.queue[1:], hidden.mean(0, keepdim=True)]))
         out = self.alias(hidden + self.queue.mean(0))
+        if step == self._hungry_step:
+            torch.empty(1 << 50)
         scale = torch.tensor(float("nan") if step == self._bad_step else 1.0)
         return {"one": (out[:, 0] - 1).square().mean() * scale, "two": out[:, 1].square().mean()}
 
@@ -61,13 +65,18 @@ class ToyData:
 
     steps_per_epoch = 4.0
 
-    def __init__(self, ranks: Ranks, batch_size: int) -> None:
+    fingerprint = "toy"
+
+    def __init__(self, ranks: Ranks, batch_size: int, *, breaks_at: int | None = None) -> None:
         self._ranks, self._size = ranks, batch_size // ranks.count
+        self._breaks_at = breaks_at
         self.is_closed = False
 
     def batches(self, start: int) -> Iterator[Batch]:
         number = start
         while True:
+            if number == self._breaks_at:
+                raise OSError("the power is gone")
             first = (number * self._ranks.count + self._ranks.rank) * self._size
             yield batch(range(first, first + self._size))
             number += 1
@@ -88,12 +97,15 @@ def batch(numbers: range) -> Batch:
     return Batch(torch.stack(images), [[5, 3]] * len(keys), keys, ids, ids)
 
 
-def training(config: TrainConfig, ranks: Ranks, *, bad_step: int | None = None) -> Training:
-    model = ToyModel(bad_step=bad_step)
+def training(
+    config: TrainConfig, ranks: Ranks, *, breaks_at: int | None = None, **model_options: int
+) -> Training:
+    model = ToyModel(**model_options)
 
     def export(folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "weight.txt").write_text(str(model.first.weight.sum().item()))
 
-    data = ToyData(ranks, config.loop.batch_size // config.loop.accumulate)
+    of_pass = config.loop.batch_size // config.loop.accumulate
+    data = ToyData(ranks, of_pass, breaks_at=breaks_at)
     return Training(model, data, {"captioner": export})

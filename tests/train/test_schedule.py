@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from capfilt.train.config import ScheduleConfig
+from capfilt.train.schedule import Schedule
+
+
+def test_schedule_of_pretraining_is_the_codes() -> None:
+    schedule = Schedule(ScheduleConfig(), lr=3e-4, steps_per_epoch=5000, steps=100_000)
+    assert schedule.at(0) == 1e-6
+    assert schedule.at(1500) == pytest.approx((1e-6 + 3e-4) / 2)
+    assert schedule.at(3000) == schedule.at(4999) == 3e-4
+    assert schedule.at(5000) == pytest.approx(3e-4 * 0.9)
+    assert schedule.at(99_999) == pytest.approx(3e-4 * 0.9**19)
+
+
+def test_schedule_by_factor_stops_at_its_lowest() -> None:
+    schedule = Schedule(ScheduleConfig(warmup_steps=0), lr=3e-4, steps_per_epoch=1, steps=100)
+    assert schedule.at(99) == 1e-6
+
+
+def test_schedule_cosine_changes_once_per_epoch() -> None:
+    config = ScheduleConfig(decay="cosine", min_lr=0.0, warmup_steps=0)
+    schedule = Schedule(config, lr=1e-5, steps_per_epoch=10.0, steps=50)
+    expected = [1e-5 * 0.5 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)]
+    assert [schedule.at(10 * epoch) for epoch in range(5)] == pytest.approx(expected)
+    assert schedule.at(19) == schedule.at(10)
+
+
+def test_schedule_warm_up_longer_than_an_epoch_stays_below_the_decay() -> None:
+    config = ScheduleConfig(factor=0.1, warmup_steps=20, warmup_lr=0.0)
+    schedule = Schedule(config, lr=1.0, steps_per_epoch=10, steps=100)
+    assert schedule.at(9) == pytest.approx(0.45)
+    assert schedule.at(15) == pytest.approx(0.1)
