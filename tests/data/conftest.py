@@ -64,12 +64,14 @@ def write_output(
     for index, samples in enumerate(shards):
         name = f"{index:05d}"
         tally = Tally()
-        with publish_to(place, outputs.data_path(name, output)) as data:
-            with open_writer(data, output) as writer:
-                for one in samples:
-                    tally.add(one)
-                    if one.verdict is Verdict.KEPT:
-                        writer.write(one)
+        with (
+            publish_to(place, outputs.data_path(name, output)) as data,
+            open_writer(data, output) as writer,
+        ):
+            for one in samples:
+                tally.add(one)
+                if one.verdict is Verdict.KEPT:
+                    writer.write(one)
         with (
             publish_to(place, outputs.ledger_path(name)) as ledger,
             LedgerWriter(ledger, metadata={}) as rows,
