@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--pairs B/B L/L] [--repeats 3] [--json] [--quick]
 
 Both sides have the same random weights, images, texts and caption lengths (`benchmarks/rivals.py`)
-and are measured in turns in one process; medians are printed. On a CPU one thread computes, as one
-does in a run's worker, 8 images at a time. With CUDA the rows are images/s of capfilt in bf16 at
-its best batch size, with how long the device waited for the host.
+and are measured in turns in one process; each one's best turn counts. On a CPU one thread computes,
+as one does in a run's worker, 8 images at a time. With CUDA the rows are images/s of capfilt in
+bf16 at its best batch size, with how long the device waited for the host.
 
 `ratio` is capfilt at its best precision over transformers' fp32, `ratio_same_precision` fp32 over
 fp32, `share_of_peak` the least FLOPs of the work (`benchmarks/flops.py`) over the time and over the
@@ -75,7 +75,7 @@ Timed = Callable[[], Any]
 
 
 def in_turns(timed: Mapping[str, Timed], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured round after round, the first round left out."""
+    """Least seconds of each over rounds in turn, the first left out: others' load only adds."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats + 1):
         for name, function in timed.items():
@@ -83,7 +83,7 @@ def in_turns(timed: Mapping[str, Timed], repeats: int) -> dict[str, float]:
             function()
             _finish()
             seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(of[1:]) for name, of in seconds.items()}
+    return {name: min(of[1:]) for name, of in seconds.items()}
 
 
 class Pair:

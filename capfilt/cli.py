@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -371,6 +371,37 @@ def train(
         from capfilt.show import trained_text
 
         _print(summary.to_dict() if as_json else trained_text(summary))
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A .pth of BLIP's authors, or transformers' pytorch_model.bin or its folder.",
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets the checkpoint.")],
+    role: Annotated[str, typer.Option("--as", help="captioner or filter: the half to take.")],
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            help="BERT's vocab.txt or a tokenizer's folder; default: SOURCE, if a folder."
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Interpolate positions to this side in pixels.")
+    ] = None,
+) -> None:
+    """Make a pickled BLIP checkpoint a folder that run and transformers load."""
+    if role not in ("captioner", "filter"):
+        raise ConfigError(f"--as is captioner or filter, not {role}")
+    from capfilt.models.checkpoint import Role
+    from capfilt.models.convert import convert as make_folder
+
+    half = cast(Role, role)
+    _print(str(make_folder(source, folder, half, vocabulary=vocabulary, image_size=image_size)))
 
 
 @app.command()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from capfilt.run.worker import Worker  # noqa: F401 - imported early so that timings below are fair
 from tests.run.conftest import captioner, filter_, web  # noqa: F401 - fixtures
@@ -121,6 +124,27 @@ def test_cli_wrong_usage_is_one_line_and_exit_2(
     assert done.stderr.startswith("capfilt: ")
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_cli_convert_makes_a_pickled_checkpoint_one_that_run_takes(
+    web: str,  # noqa: F811
+    captioner: str,  # noqa: F811
+    filter_: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(captioner, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "weights")
+    torch.save(load_file(tmp_path / "weights"), tmp_path / "pickled" / "pytorch_model.bin")
+    models = ("--captioner", tmp_path / "pickled", "--filter", filter_)
+    refused = capfilt("run", web, tmp_path / "out", *models, "--local")
+    assert refused.returncode == 2
+    assert "capfilt convert" in refused.stderr
+    done = capfilt("convert", tmp_path / "pickled", tmp_path / "made", "--as", "captioner")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'made'}\n"), done.stderr
+    models = ("--captioner", tmp_path / "made", "--filter", filter_)
+    assert capfilt("run", web, tmp_path / "out", *models, "--local").returncode == 0
+    wrong = capfilt("convert", tmp_path / "pickled", tmp_path / "made", "--as", "decoder")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
 def test_cli_status_and_verify_of_no_run_are_one_line(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ CLASSES: Mapping[Role, tuple[str, ...]] = {
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
-_CONVERT = "convert a .bin or .pth once with capfilt.models.convert"
+_CONVERT = "make a folder of a .bin or .pth once with capfilt convert"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Whatever else than weights decides a result. README, generation_config.json and the like do not.
 _DECISIVE = (

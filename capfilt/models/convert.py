@@ -19,7 +19,7 @@ from transformers import BertTokenizer, BlipConfig, BlipImageProcessorPil, BlipP
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
-from capfilt.models.load import med_config
+from capfilt.models.load import blip_settings, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.vit import resize_positions
 
@@ -32,19 +32,22 @@ def convert(
     folder: Path,
     role: checkpoint.Role,
     *,
-    vocabulary: Path,
+    vocabulary: Path | None = None,
     image_size: int | None = None,
     config: BlipConfig | None = None,
 ) -> Path:
     """Convert a pickled checkpoint.
 
     Args:
-        source: A `.pth` of BLIP's authors, or a `pytorch_model.bin` in transformers' layout.
+        source: A `.pth` of BLIP's authors, or transformers' `pytorch_model.bin`, or the folder of
+            one with its config.json.
         folder: Where the new checkpoint goes; made if absent.
         role: Which half of BLIP to take: a pre-training checkpoint has both.
-        vocabulary: BERT's `vocab.txt` (bert-base-uncased), or a folder with a tokenizer.
+        vocabulary: BERT's `vocab.txt` (bert-base-uncased), or a folder with a tokenizer; None takes
+            the source's folder.
         image_size: Resolution to interpolate the position embeddings to; None keeps the file's.
-        config: The model's sizes; None finds a published size from the tensors.
+        config: The model's sizes; None takes those of a source folder, else finds a published size
+            from the tensors.
 
     Returns:
         The folder.
@@ -52,6 +55,11 @@ def convert(
     Raises:
         ModelError: The file is no such checkpoint, or a tensor is missing, surplus or misshapen.
     """
+    if source.is_dir():
+        config, vocabulary = config or blip_settings(source), vocabulary or source
+        source = source / "pytorch_model.bin"
+    if vocabulary is None:
+        raise ModelError(f"{source}: has no vocabulary beside it: give BERT's vocab.txt")
     tensors = _read_pickle(source)
     original = "visual_encoder.pos_embed" in tensors
     name = "visual_encoder.pos_embed" if original else "vision_model.embeddings.position_embedding"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,14 +141,10 @@ def test_conversion_to_another_resolution_interpolates_positions(
 def test_pickle_in_transformers_layout_converts(
     captioner_folder: Path, hf_captioner: BlipForConditionalGeneration, tmp_path: Path
 ) -> None:
-    torch.save(hf_captioner.state_dict(), tmp_path / "pytorch_model.bin")
-    folder = convert(
-        tmp_path / "pytorch_model.bin",
-        tmp_path / "converted",
-        "captioner",
-        vocabulary=captioner_folder,
-        config=hf_captioner.config,
-    )
+    shutil.copytree(captioner_folder, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(hf_captioner.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    folder = convert(tmp_path / "pickled", tmp_path / "converted", "captioner")
     images, keys = list(make_images(3)), list("012")
     ours, original = (
         load_captioner(str(f), CaptionConfig(), seed=0, device="cpu").caption(images, keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from pathlib import Path
 
@@ -17,11 +19,15 @@ from transformers import (
     BlipProcessor,
 )
 
-from capfilt.config import CaptionConfig, ScoringConfig
-from capfilt.models.load import load_captioner, load_filter
+from capfilt.config import CaptionConfig, ImageConfig, ScoringConfig
+from capfilt.models.filter import MatchFilter
+from capfilt.models.images import PixelSpec, decode, fit
+from capfilt.models.load import Precision, load_captioner, load_filter
 from tests.models.conftest import make_images, normalised
 
-VOCABULARY = Path(__file__).resolve().parents[2].parent / "shared/data/vocab/bert-base-uncased"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
+VOCABULARY = SHARED / "vocab/bert-base-uncased"
+PHOTOGRAPHS = SHARED / "flickr8k"
 
 pytestmark = [
     pytest.mark.slow,
@@ -119,6 +125,35 @@ def test_filter_gives_transformers_itm_and_itc(
             assert score.match_prob == pytest.approx(itm[0, 1].item(), abs=1e-4)
 
 
+def captioned_photographs(count: int) -> list[tuple[Tensor, list[str]]]:
+    """Pixels of photographs, each with a caption of its own and one of another."""
+    with (PHOTOGRAPHS / "captions.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in itertools.islice(file, count + 1)]
+    pixels = [
+        fit(decode((PHOTOGRAPHS / line["image"]).read_bytes(), ImageConfig()), PixelSpec(384))
+        for line in lines[:count]
+    ]
+    texts = [[one["captions"][0], next_["captions"][1]] for one, next_ in itertools.pairwise(lines)]
+    return list(zip(pixels, texts, strict=True))
+
+
+def score(
+    folder: str, precision: Precision, samples: list[tuple[Tensor, list[str]]]
+) -> tuple[Tensor, Tensor]:
+    """P(matched) of every text of every sample [T], and what the ITM head sees of them [T, D]."""
+    filter_ = load_filter(folder, ScoringConfig(), precision=precision, device="cpu")
+    assert isinstance(filter_, MatchFilter)
+    states: list[Tensor] = []
+    head = filter_.model.get_submodule("itm_head")
+    head.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    probs = []
+    for start in range(0, len(samples), 20):
+        pixels, texts = zip(*samples[start : start + 20], strict=True)
+        probs += [s.match_prob for of_image in filter_.score(pixels, texts) for s in of_image]
+    return torch.tensor(probs, dtype=torch.float64), torch.cat(states).double()
+
+
+@pytest.mark.timeout(3600)
 def test_bf16_verdicts_on_photographs_are_those_of_fp32(
     tokenizer: BertTokenizer, tmp_path: Path
 ) -> None:
@@ -126,16 +161,20 @@ def test_bf16_verdicts_on_photographs_are_those_of_fp32(
         pytest.skip(f"no photographs at {PHOTOGRAPHS}")
     torch.manual_seed(0)
     reference = BlipForImageTextRetrieval(config("base")).eval()
-    for parameter in reference.vision_model.parameters():
-        if parameter.dim() > 1:  # transformers' default leaves all images alike
-            torch.nn.init.normal_(parameter, 0, 0.02)
-    samples = list(photographs(500))
-    half = [(pixels, texts[:1]) for pixels, texts in samples[:24]]
-    spread_scores(reference, half, save(reference, tokenizer, tmp_path / "narrow"))
-    folder = save(reference, tokenizer, tmp_path / "spread")
-    full = match_probs(folder, "fp32", samples)
-    rounded = match_probs(folder, "bf16", samples)
+    randomise(reference)
+    samples = captioned_photographs(500)
+    _, states = score(save(reference, tokenizer, tmp_path), "fp32", samples[:40])
+    # A trained head looks where its inputs differ most; spread the odds so that half match.
+    centre = states.mean(0)
+    direction = torch.linalg.svd(states - centre, full_matrices=False).Vh[0]
+    direction *= 1.6 / (states @ direction).std()
+    with torch.no_grad():
+        reference.itm_head.weight.copy_(torch.stack([-direction, direction]) / 2)
+        reference.itm_head.bias.copy_(torch.tensor([1, -1]) * (centre @ direction) / 2)
+    folder = save(reference, tokenizer, tmp_path)
+    full, rounded = (score(folder, precision, samples)[0] for precision in ("fp32", "bf16"))
+    assert len(full) == 1000
     assert full.std() > 0.2
     assert 0.2 < (full >= 0.5).double().mean() < 0.8
-    assert (full - rounded).abs().max() <= 0.01
+    assert 0 < (full - rounded).abs().max() <= 0.01
     assert ((full >= 0.5) == (rounded >= 0.5)).double().mean() >= 0.99
