@@ -2,7 +2,8 @@
 
 Every pair makes three: itself, its text with the image drawn for it, and its image with the text
 drawn for it; a pair that drew nothing makes none. All that look at one image stand in one row of
-the grid of cross-attention, so that its keys and values are never copied.
+the grid of cross-attention, so that its keys and values need not be copied. Only where an image was
+drawn so often that most of the grid would be empty does it get more rows.
 
 Shapes: N pairs of this rank, M of all ranks, B pairs of ITM, R images of other ranks.
 """
@@ -21,6 +22,9 @@ from capfilt.models.memory import ImageMemory
 from capfilt.models.transfer import tensor_on
 from capfilt.train.gather import mean_over_ranks
 from capfilt.train.negatives import Negatives
+
+# An image's tokens over the mean of all images, from which on it gets more rows.
+_UNEVEN = 4
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,35 @@ def itm_loss(model: MatchModel, memory: ImageMemory, matching: Matching, enc: in
     texts, matched = matching.texts, matching.matched
     if not matched:  # no negatives here but on another rank: every weight still gets a gradient
         texts = [[[]], *texts[1:]]
-    packed = PackedTexts.of(
-        [[[enc, *ids] for ids in of_image] for of_image in texts], model.vit.class_token.device
-    )
+    rows, images = evened([[[enc, *ids] for ids in of_image] for of_image in texts])
+    if len(images) > len(texts):
+        memory = memory.select(images)
+    packed = PackedTexts.of(rows, model.vit.class_token.device)
     logits = model.match_logits(packed, memory)
     if not matched:
         return mean_over_ranks(logits.sum() * 0, 0)
     target = tensor_on(matched, logits.device)
     return mean_over_ranks(F.cross_entropy(logits, target, reduction="sum"), len(matched))
+
+
+def evened(texts: list[list[list[int]]]) -> tuple[list[list[list[int]]], list[int]]:
+    """Split the texts of images that have far more tokens than most, in their order.
+
+    Args:
+        texts: Per image.
+
+    Returns:
+        Texts per row, and the image of each row; one row per image where none has far more.
+    """
+    room = _UNEVEN * sum(len(ids) for of_image in texts for ids in of_image) / len(texts)
+    rows: list[list[list[int]]] = []
+    images: list[int] = []
+    for image, of_image in enumerate(texts):
+        rows.append([])
+        images.append(image)
+        for ids in of_image:
+            if rows[-1] and sum(map(len, rows[-1])) + len(ids) > room:
+                rows.append([])
+                images.append(image)
+            rows[-1].append(ids)
+    return rows, images
