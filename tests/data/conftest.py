@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import Annotated, Reason, Sample, Score, Source, Text, Verdict
 from capfilt.tally import Tally
 from tests import checkpoints
+from tests.io.conftest import s3, s3_server  # noqa: F401  fixtures
 
 SIZE = 16  # pixels
 Format = Literal["webdataset", "parquet"]
@@ -86,19 +88,13 @@ def write_output(
     return place
 
 
-class publish_to:  # noqa: N801  used as a function
+@contextmanager
+def publish_to(place: str, path: str) -> Iterator[Path]:
     """A local file that is put at a path of an output at the end."""
-
-    def __init__(self, place: str, path: str) -> None:
-        self._url = files.join(place, path)
-        self._file = Path(f"/tmp/capfilt-test-{hashlib.sha256(self._url.encode()).hexdigest()}")
-
-    def __enter__(self) -> Path:
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        publish.write_bytes(self._url, self._file.read_bytes())
-        self._file.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "file")
+        yield file
+        publish.write_bytes(files.join(place, path), file.read_bytes())
 
 
 def many(start: int, count: int, sources: Sequence[Source] = tuple(Source)) -> list[Annotated]:
