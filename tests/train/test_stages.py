@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,10 @@ loop: {epochs: 1, batch_size: 8, log_every: 1}
 """
 
 
+# Threads that wait for each other on busy cores take longer than the work.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, a vocabulary and configs."""
@@ -59,8 +64,9 @@ def command(world: Path, stage: str, out: Path, *options: object) -> list[str]:
 
 
 def finished(arguments: Sequence[str], *, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=200, check=False
+        command, capture_output=True, text=True, timeout=200, check=False, env=ENVIRONMENT
     )
     assert done.returncode == code, done.stderr
     return done
@@ -79,7 +85,11 @@ def pretrained(world: Path) -> Path:
 def begun(arguments: Sequence[str], out: Path, *, rows: int) -> subprocess.Popen[str]:
     """Start a training and come back when its log has some rows."""
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     log = out / "log.jsonl"
     until = time.monotonic() + 100
@@ -144,7 +154,7 @@ def test_finetuned_modules_caption_and_filter(
     )
     found = json.loads(done.stdout)
     assert found["read"] == 48
-    assert found["samples"]["failed"] == 0
+    assert found["failed"] == 0
 
 
 def test_finetuned_modules_are_transformers_own(finetuned: dict[str, Path]) -> None:
