@@ -41,7 +41,12 @@ def attend(
     Returns:
         [N, H, Q, Dh].
     """
-    if query.device.type == "cpu" and not dropout:
+    if query.device.type == "cpu":
+        # In training the fused kernel has no dropout of its own, and is half as fast where torch is
+        # asked for a lower precision (`capfilt.train.precision`).
+        lower = torch.is_grad_enabled() and torch.get_float32_matmul_precision() != "highest"
+        if dropout or lower:
+            return _plain(query, key, value, mask, dropout)
         # The fused kernel is the slowest in bf16, whatever the number of queries.
         few = query.shape[2] < (_MANY_QUERIES if query.dtype == torch.bfloat16 else _FEW_QUERIES)
         if few or (mask is not None and query.dtype == torch.bfloat16):
@@ -51,11 +56,14 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(-1) @ value
+    weights = scores.softmax(-1)
+    return (F.dropout(weights, dropout) if dropout else weights) @ value
 
 
 def _by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
