@@ -16,7 +16,8 @@ from capfilt.record import Sample
 from capfilt.shard import Form, InputShard
 
 LIMITS = ImageConfig()
-_REMEMBERED = 4096  # shards whose footer or offsets are kept: 100 KB each at most
+# Shards whose footer or offsets are kept, 100 KB each: more than all lanes of a rank.
+_REMEMBERED = 512
 
 
 class RangeReader:

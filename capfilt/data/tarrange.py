@@ -8,6 +8,7 @@ start of the tar, once, by its headers alone where the samples are not wanted.
 from __future__ import annotations
 
 import tarfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,7 +52,8 @@ class TarRange:
     metadata: bool = True
 
     def __post_init__(self) -> None:
-        self._starts = [0]  # of every sample found so far, and where to look for the next one
+        # Where every sample found so far begins, and where to look for the next one.
+        self._starts = array("q", [0])
         self._bytes_each = _READ_BYTES
         self._window = _Window(self.shard.url)
         self._behind: tuple[int, _Header | None] = (-1, None)  # the header read last, and where

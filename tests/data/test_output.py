@@ -47,12 +47,11 @@ def test_a_runs_output_is_seen_as_its_ledger_says(
     assert set(keys_of(first(images, images.examples["out"])).values()) == {1}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_loaders_benchmark_runs(workers: str) -> None:
-    command = [sys.executable, "benchmarks/loader.py", "--quick", "--json", "--workers", workers]
+def test_the_loaders_benchmark_runs() -> None:
+    command = [sys.executable, "benchmarks/loader.py", "--quick", "--json", "--workers", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["workers"] == int(workers)
+    assert found["workers"] == 2
     assert found["ratio"] == pytest.approx(
         found["loader_images_per_s_per_core"] / found["bare_images_per_s"]
     )
