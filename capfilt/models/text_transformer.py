@@ -16,6 +16,7 @@ Shapes: P packed tokens, B texts, D width, N images, T image tokens, Dv image wi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,18 +147,8 @@ class TextTransformer(nn.Module):
             images: [N, T, Dv], from the ViT.
             queries: About how many tokens will look at each image; decides how it is done.
         """
-        if is_less_work(queries, images, self.config.width, self.config.heads):
-            absorbed = [layer.cross.absorbed for layer in self.layers]  # type: ignore[union-attr]
-            if None not in absorbed:
-                return StateMemory.of(images, absorbed)  # type: ignore[arg-type]
-        keys, values = [], []
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            key, value = layer.cross.key_value(images).chunk(2, dim=-1)
-            # Contiguous per head: every later product reads it as it lies.
-            keys.append(heads(key, self.config.heads).contiguous())
-            values.append(heads(value, self.config.heads).contiguous())
-        return KeyValueMemory(tuple(keys), tuple(values), self._dropout)
+        crosses = [layer.cross for layer in self.layers]
+        return remember(crosses, images, self.config, queries=queries, dropout=self._dropout)  # type: ignore[arg-type]
 
     def packed(self, grid: Grid, *, causal: bool = False) -> Packed:
         """How the tokens of a packed batch see each other; one row of `grid` per text."""
@@ -231,6 +222,28 @@ class TextTransformer(nn.Module):
         if self.config.recompute and self.training and torch.is_grad_enabled():
             return checkpoint(layer, x, own, image, only, use_reentrant=False)  # type: ignore[no-any-return]
         return layer(x, own, image, only)  # type: ignore[no-any-return]
+
+
+def remember(
+    crosses: Sequence[CrossAttention],
+    images: Tensor,
+    config: TextConfig,
+    *,
+    queries: float,
+    dropout: float,
+) -> ImageMemory:
+    """What layers see of image states [N, T, Dv]; see `TextTransformer.remember`."""
+    if is_less_work(queries, images, config.width, config.heads):
+        absorbed = [cross.absorbed for cross in crosses]
+        if None not in absorbed:
+            return StateMemory.of(images, absorbed)  # type: ignore[arg-type]
+    keys, values = [], []
+    for cross in crosses:
+        key, value = cross.key_value(images).chunk(2, dim=-1)
+        # Contiguous per head: every later product reads it as it lies.
+        keys.append(heads(key, config.heads).contiguous())
+        values.append(heads(value, config.heads).contiguous())
+    return KeyValueMemory(tuple(keys), tuple(values), dropout)
 
 
 def _drop(x: Tensor, dropout: float) -> Tensor:
