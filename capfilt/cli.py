@@ -363,8 +363,11 @@ def train(
         if (num_workers, gpus_per_worker, address) == (None, None, None):
             summary = chosen.train(resolved, place, live=live)
         else:
-            from capfilt.train.cluster import Cluster
-
+            try:
+                from capfilt.train.cluster import Cluster
+            except ImportError:
+                need = "training on Ray needs more packages: pip install 'capfilt[train]'"
+                raise ConfigError(need) from None
             cluster = Cluster(num_workers, gpus_per_worker, address)
             summary = cluster.train(chosen, resolved, place, live=live)
     if not _rank():

@@ -27,7 +27,7 @@ def test_cli_help_answers_at_once_and_names_the_commands() -> None:
     done = capfilt("--help")
     assert time.monotonic() - started < 5  # torch and Ray alone would take longer
     assert done.returncode == 0
-    for command in ("run", "status", "verify", "ingest", "demo"):
+    for command in ("run", "status", "verify", "ingest", "train", "evaluate", "demo"):
         assert command in done.stdout
 
 
@@ -152,3 +152,35 @@ def test_cli_status_and_verify_of_no_run_are_one_line(tmp_path: Path) -> None:
         done = capfilt(command, tmp_path)
         assert done.returncode == 2
         assert done.stderr == f"capfilt: {tmp_path}: no run here (no manifest.json)\n"
+
+
+def test_cli_train_lists_the_stages_at_once() -> None:
+    started = time.monotonic()
+    done = capfilt("train", "--list")
+    assert time.monotonic() - started < 5  # no stage is run, so no torch
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[2].startswith("blip_pretrain ")
+
+
+def test_cli_train_shows_a_config_that_it_takes(tmp_path: Path) -> None:
+    shown = capfilt("train", "blip_finetune_filter", "--show", "--set", "loop.keep=7").stdout
+    assert "  batch_size: 256\n" in shown
+    (tmp_path / "config.yaml").write_text(shown)
+    again = capfilt("train", "blip_finetune_filter", "--show", "-c", tmp_path / "config.yaml")
+    assert again.stdout == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "STAGE is missing: capfilt train --list names them"),
+        (("blip_pretran", "--show"), "did you mean 'blip_pretrain'?"),
+        (("blip_pretrain",), "--out is missing"),
+        (("blip_pretrain", "-c", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_cli_train_wrong_usage_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    done = capfilt("train", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from capfilt.config import PRESETS, RunConfig
-from capfilt.schema import keys
+from capfilt.schema import keys, to_dict
+from capfilt.train.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| (?:`(.+?)`)? ?\|", re.MULTILINE)
+TRAINING_ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|", re.MULTILINE)
 
 
 def defaults(cls: type[Any] = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -41,6 +43,21 @@ def test_config_page_has_the_blip2_preset() -> None:
         for key, value in values.items()
     }
     assert {key: json.loads(value) for key, _, value in rows if value} == preset
+
+
+def test_training_page_has_every_key_with_its_defaults() -> None:
+    """Of the sections that all stages share; `--show` prints `model` and `data`."""
+    rows = TRAINING_ROW.findall((ROOT / "docs/training.md").read_text())
+    for column, name in enumerate(
+        ("blip_pretrain", "blip_finetune_captioner", "blip_finetune_filter"), start=1
+    ):
+        tree = to_dict(Stage.load(name).config)
+        expected = {"seed": tree["seed"]} | {
+            f"{section}.{key}": value
+            for section in ("optimiser", "schedule", "loop")
+            for key, value in tree[section].items()
+        }
+        assert {row[0]: json.loads(row[column]) for row in rows} == expected, name
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/fidelity.md", "docs/architecture.md"])

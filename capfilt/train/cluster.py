@@ -23,13 +23,13 @@ from capfilt.errors import CapfiltError, ConfigError, TrainingError
 from capfilt.io.jsonl import JsonLines
 from capfilt.schema import to_dict
 from capfilt.train import log as training_log
+from capfilt.train import stop
 from capfilt.train.checkpoints import Checkpoints
 from capfilt.train.config import TrainConfig
 from capfilt.train.output import Output
 from capfilt.train.progress import Progress
 from capfilt.train.row import Row
 from capfilt.train.stage import Stage
-from capfilt.train.stop import Stop
 from capfilt.train.training import Summary
 
 log = logging.getLogger("capfilt")
@@ -69,6 +69,7 @@ class Cluster:
             if tries == _TRIES:
                 raise TrainingError(f"the workers died {_TRIES} times without getting on: {why}")
             log.warning("a worker was lost, all start again from step %d: %s", step, why)
+        (out / stop.FILE).unlink(missing_ok=True)
         summary = output.summary()
         if summary is None:
             raise KeyboardInterrupt
@@ -98,12 +99,12 @@ def _watched(order: dict[str, Any], needs: Resources, out: Path, *, live: bool) 
     # Apart, because Ray Train takes Ctrl-C for itself on the main thread.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     lines = JsonLines(out / training_log.FILE)
-    with Stop(out) as stop, Progress(live=live) as progress:
+    with stop.Stop(out) as wish, Progress(live=live) as progress:
         thread.start()
         while thread.is_alive():
             thread.join(_LOOK_EVERY_S)
-            if stop.wanted:
-                stop.pass_on()
+            if wish.wanted:
+                wish.pass_on()
             if last := lines.last():
                 progress.show(Row(**last))
     shutil.rmtree(out / ".ray", ignore_errors=True)

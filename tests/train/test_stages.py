@@ -172,13 +172,13 @@ def test_finetuned_modules_are_transformers_own(finetuned: dict[str, Path]) -> N
 
 def test_torchrun_ranks_train_together(world: Path, tmp_path: Path) -> None:
     arguments = command(world, "blip_pretrain", tmp_path / "out", "--json", "--set", "loop.steps=3")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    done = finished([*torchrun, "--standalone", *arguments])
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = finished([*torchrun, *arguments])
     summary = json.loads(done.stdout)
     assert summary["images"] == 24
     assert [row["step"] for row in curve(tmp_path / "out")] == [1, 2, 3]
-    assert (tmp_path / "out/checkpoints/step-00000003/checkpoint.json").exists()
-    finished(["-m", "capfilt", "train", "--list"])
+    record = json.loads((tmp_path / "out/checkpoints/step-00000003/checkpoint.json").read_text())
+    assert record["ranks"] == 2
 
 
 def test_ray_workers_train_together(world: Path, tmp_path: Path) -> None:
@@ -251,6 +251,21 @@ def test_bad_input_is_one_line_and_exit_2(
     assert errors.count("\n") == 1, errors
     assert errors.startswith("capfilt: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_loss_that_is_not_finite_is_one_line_and_exit_1(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wild = ("--set", "optimiser.lr=1e30", "--set", "schedule.warmup_steps=0")
+    code = called(command(world, "blip_pretrain", tmp_path, *wild)[2:], monkeypatch)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 1, last
+    assert last.startswith("capfilt: step 2: a loss or gradient is not finite (itc nan")
+    assert "/0000" in last
+    assert last.endswith("there is no checkpoint yet")
 
 
 def called(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
