@@ -7,6 +7,8 @@ first dimension: transformers keeps the text's query, key and value apart, and w
     original       the `.pth` files of BLIP's authors: timm's names for the ViT, `text_*` as above
     timm, vit      ImageNet checkpoints of timm and of transformers' `ViTModel`, without a prefix
     bert           `BertModel` and `BertForMaskedLM`, with the prefix `bert`
+    BLIP-2         transformers' `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` less
+                   its language model, and `Blip2QFormerModel`
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from capfilt.errors import ModelError
 
 Parts = dict[str, tuple[str, ...]]  # our name -> theirs
 
+_NOTHING = re.compile(r"(?!)")  # matches no name
 _BLOCK = ("norm1", "qkv", "out", "norm2", "up", "down")  # of the ViT, in the order of its work
 
 
@@ -165,6 +168,54 @@ def bert(*, text_layers: int, head: bool) -> Layout:
     return Layout(parts, re.compile(ignored), tied)
 
 
+def query_filter(*, image_layers: int, text_layers: int, cross_every: int) -> Layout:
+    """Of a `QueryMatchModel`."""
+    parts = {
+        **_image(image_layers, original=False),
+        **_qformer("qformer", "qformer.", text_layers, cross_every, reads_text=True),
+        "qformer.queries": ("query_tokens",),
+        "qformer.words.weight": ("embeddings.word_embeddings.weight",),
+        "qformer.positions.weight": ("embeddings.position_embeddings.weight",),
+        **_linear("image_projection", "vision_projection"),
+        **_linear("text_projection", "text_projection"),
+        **_linear("itm_head", "itm_head"),
+    }
+    return Layout(parts, re.compile(r"\.position_ids$"), {})
+
+
+def query_captioner(
+    *, image_layers: int, text_layers: int, cross_every: int, reads_text: bool
+) -> Layout:
+    """Of a `PromptModel`; the language model beside it keeps transformers' names."""
+    parts = {
+        **_image(image_layers, original=False),
+        **_qformer("qformer", "qformer.", text_layers, cross_every, reads_text),
+        "qformer.queries": ("query_tokens",),
+        **_linear("projection", "language_projection"),
+    }
+    return Layout(parts, re.compile(r"^language_model\."), {})
+
+
+def query_transformer(*, text_layers: int, cross_every: int, reads_text: bool) -> Layout:
+    """Of a `QFormer` without queries and embeddings, which `Blip2QFormerModel` does not have."""
+    parts = _qformer("", "", text_layers, cross_every, reads_text)
+    return Layout({name.removeprefix("."): theirs for name, theirs in parts.items()}, _NOTHING, {})
+
+
+def bert_queries(*, text_layers: int) -> Layout:
+    """Of what a `QFormer` takes from a BERT: both feed-forwards are copies of its one.
+
+    Source: BLIP-2's code (`init_Qformer`: weights of `_query` modules are their namesakes').
+    """
+    theirs = bert(text_layers=text_layers, head=False)
+    parts = {}
+    for name, names in theirs.parts.items():
+        name = name.removeprefix("text.")
+        for ours in ("text_ffn", "query_ffn"):
+            parts[name.replace(".ffn.", f".{ours}.")] = names
+    return Layout(parts, re.compile(f"{theirs.ignored.pattern}|^cls\\."), {})
+
+
 def _ignored(original: bool, other_half: str) -> re.Pattern[str]:
     names = [r"\.position_ids$"]
     if original:
@@ -239,6 +290,43 @@ def _text(root: str, layers: int) -> Parts:
         **_linear("text.norm", f"{embeddings}.LayerNorm"),
         **_layers(layers, layer),
     }
+
+
+def _qformer(ours: str, theirs: str, layers: int, cross_every: int, reads_text: bool) -> Parts:
+    def attention(our: str, their: str) -> Parts:
+        return {
+            **_linear(f"{our}.out", f"{their}.output.dense"),
+            **_linear(f"{our}.norm", f"{their}.output.LayerNorm"),
+        }
+
+    def ffn(our: str, their: str, suffix: str) -> Parts:
+        return {
+            **_linear(f"{our}.up", f"{their}.intermediate{suffix}.dense"),
+            **_linear(f"{our}.down", f"{their}.output{suffix}.dense"),
+            **_linear(f"{our}.norm", f"{their}.output{suffix}.LayerNorm"),
+        }
+
+    def layer(i: int) -> Parts:
+        our, their = f"{ours}.layers.{i}", f"{theirs}encoder.layer.{i}"
+        own, cross = f"{their}.attention", f"{their}.crossattention"
+        qkv = [f"{own}.attention.{name}" for name in ("query", "key", "value")]
+        parts = {
+            **_linear(f"{our}.attention.qkv", *qkv),
+            **attention(f"{our}.attention", own),
+            **ffn(f"{our}.query_ffn", their, "_query"),
+        }
+        if i % cross_every == 0:
+            key_value = [f"{cross}.attention.{name}" for name in ("key", "value")]
+            parts |= {
+                **_linear(f"{our}.cross.query", f"{cross}.attention.query"),
+                **_linear(f"{our}.cross.key_value", *key_value),
+                **attention(f"{our}.cross", cross),
+            }
+        if reads_text:
+            parts |= ffn(f"{our}.text_ffn", their, "")
+        return parts
+
+    return {**_linear(f"{ours}.norm", f"{theirs}layernorm"), **_layers(layers, layer)}
 
 
 def _linear(ours: str, *theirs: str) -> Parts:
