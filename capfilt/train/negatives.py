@@ -45,7 +45,7 @@ def draw(similarity: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
     # The last sum is exactly 1 and a column of weight 0 has the sum of the one before it: the first
     # sum above the number is never such a column's.
     columns = torch.searchsorted(sums / sums[:, -1:], uniform[:, None], right=True).squeeze(1)
-    # Of a row of NaN no sum is above: any column does, since its loss is NaN and stops the training.
+    # Of a row of NaN no sum is above; any column will do, since its loss is NaN and ends it all.
     columns = columns.clamp(max=similarity.shape[1] - 1)
     return torch.where(allowed.any(1), columns, -1)
 
