@@ -65,10 +65,10 @@ class Cluster:
             last = Checkpoints(out, keep=config.loop.keep).last()
             reached = last.step if last else 0
             tries, step = (1 if reached > step else tries + 1), reached
-            why = " ".join(str(error).split())[-300:]
+            why = _cause(error)
             if tries == _TRIES:
-                raise TrainingError(f"the workers died {_TRIES} times without getting on: {why}")
-            log.warning("a worker was lost, all start again from step %d: %s", step, why)
+                raise TrainingError(f"the workers failed {_TRIES} times without getting on: {why}")
+            log.warning("a worker failed, all start again from step %d (%s)", step, why)
         (out / stop.FILE).unlink(missing_ok=True)
         summary = output.summary()
         if summary is None:
@@ -146,3 +146,11 @@ def _for_people(error: Exception) -> CapfiltError | None:
                 return cause
             cause = getattr(cause, "cause", None) or cause.__cause__
     return None
+
+
+def _cause(error: Exception) -> str:
+    """What ended a worker, in a line: of a traceback the last one."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    text = str(next(iter(failures.values()), error)).strip()
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[-1] if "Traceback" in text else lines[0]).strip()[:200]
