@@ -15,6 +15,7 @@ from capfilt.train.config import TrainConfig
 from capfilt.train.log import Log
 from capfilt.train.meter import Meter
 from capfilt.train.output import Output
+from capfilt.train.precision import fast_products
 from capfilt.train.progress import Progress
 from capfilt.train.ranks import Ranks
 from capfilt.train.row import Row
@@ -117,6 +118,7 @@ class Loop:
 
     def _train(self, first: int) -> Row:
         with ExitStack() as stack:
+            stack.enter_context(fast_products())
             stop = stack.enter_context(Stop(self._output.folder))
             progress = logged = None
             if self._ranks.is_first:
