@@ -33,10 +33,11 @@ from transformers import (
 
 from capfilt.config import CaptionConfig, ImageConfig, ScoringConfig
 from capfilt.models import generation, images, layout
-from capfilt.models.captioner import Captioner
+from capfilt.models.captioner import BlipCaptioner
 from capfilt.models.filter import MatchFilter
-from capfilt.models.load import med_config, place
+from capfilt.models.load import med_config
 from capfilt.models.med import CaptionModel, MatchModel
+from capfilt.models.placement import place
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
@@ -175,7 +176,7 @@ class Ours:
         identity = ModelIdentity("random", "0" * 64, "random weights")
         self.model = _ours(captioner, CaptionModel, layout.captioner, precision, device)
         self.matcher = _ours(filter_, MatchModel, layout.filter_, precision, device)
-        self.captioner = Captioner(self.model, names, identity, captions, seed=0)
+        self.captioner = BlipCaptioner(self.model, names, identity, captions, seed=0)
         self.filter = MatchFilter(self.matcher, names, identity, ScoringConfig())
         self.device = torch.device(device)
         self.prompt = names.prompt(PROMPT)
@@ -184,7 +185,7 @@ class Ours:
     def use(self, captions: CaptionConfig) -> None:
         """Caption otherwise from now on."""
         identity = self.captioner.identity
-        self.captioner = Captioner(self.model, self._names, identity, captions, seed=0)
+        self.captioner = BlipCaptioner(self.model, self._names, identity, captions, seed=0)
 
     def annotate(self, jpegs: Sequence[bytes], texts: Sequence[str]) -> list[list[bool]]:
         """JPEG bytes to verdicts of the web text and the captions."""

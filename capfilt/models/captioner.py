@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from capfilt.config import CaptionConfig
 from capfilt.errors import ModelError
+from capfilt.models.checkpoint import CAPTIONER, PROMPTS
 from capfilt.models.generation import generate
 from capfilt.models.images import PixelSpec
 from capfilt.models.med import CaptionModel
@@ -17,7 +19,26 @@ from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
 
-class Captioner:
+class Captioner(Protocol):
+    """Writes captions for images."""
+
+    pixels: PixelSpec
+    identity: ModelIdentity
+
+    def caption(self, pixels: Sequence[Tensor], keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """Write captions for images.
+
+        Args:
+            pixels: One uint8 [3, size, size] per image, RGB, as `self.pixels` asks.
+            keys: The images' sample keys, which decide their random numbers.
+
+        Returns:
+            Per image `per_image` captions without the prompt; for beam search the best first.
+        """
+        ...
+
+
+class BlipCaptioner:
     """A BLIP captioner on one device.
 
     A caption depends on its image, its key, its index and the seed alone, whatever else is in the
@@ -46,11 +67,12 @@ class Captioner:
         self._vocabulary = vocabulary
         self._config = config
         self._seed = seed
-        self._prompt = vocabulary.prompt(config.prompt)
+        prompt = PROMPTS[CAPTIONER] if config.prompt is None else config.prompt
+        self._prompt = vocabulary.prompt(prompt)
         if len(self._prompt) >= config.max_length:
             raise ModelError(
                 f"captions.max_length is {config.max_length} but [DEC] and the prompt "
-                f"{config.prompt!r} are {len(self._prompt)} tokens: raise it or shorten the prompt"
+                f"{prompt!r} are {len(self._prompt)} tokens: raise it or shorten the prompt"
             )
         if config.max_length > model.config.text.max_tokens:
             raise ModelError(
@@ -60,15 +82,7 @@ class Captioner:
 
     @torch.inference_mode()
     def caption(self, pixels: Sequence[Tensor], keys: Sequence[str]) -> list[tuple[str, ...]]:
-        """Write captions for images.
-
-        Args:
-            pixels: One uint8 [3, size, size] per image, RGB, as `self.pixels` asks.
-            keys: The images' sample keys, which decide their random numbers.
-
-        Returns:
-            Per image `per_image` captions without the prompt; for beam search the best first.
-        """
+        """Write captions for images; see `Captioner`."""
         if not pixels:
             return []
         device = self.model.vit.class_token.device

@@ -27,10 +27,16 @@ CAPTIONER = "BlipForConditionalGeneration"
 MATCH_FILTER = "BlipForImageTextRetrieval"
 CLIP_FILTER = "CLIPModel"
 SIMILARITY_FILTER = "BlipModel"  # ITC alone: it has no ITM head
+BLIP2_CAPTIONER = "Blip2ForConditionalGeneration"
+BLIP2_FILTER = "Blip2ForImageTextRetrieval"
+BLIP2_QFORMER = "Blip2QFormerModel"
 CLASSES: Mapping[Role, tuple[str, ...]] = {
-    "captioner": (CAPTIONER,),
-    "filter": (MATCH_FILTER, CLIP_FILTER, SIMILARITY_FILTER),
+    "captioner": (CAPTIONER, BLIP2_CAPTIONER),
+    "filter": (MATCH_FILTER, BLIP2_FILTER, CLIP_FILTER, SIMILARITY_FILTER),
 }
+# What a caption starts from, where the config leaves it open.
+# Source: BLIP's code (`configs/caption_coco.yaml`), BLIP-2's (`blip2_caption_*.yaml`).
+PROMPTS: Mapping[str, str] = {CAPTIONER: "a picture of ", BLIP2_CAPTIONER: "a photo of"}
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -45,6 +51,8 @@ _DECISIVE = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "preprocessor_config.json",
@@ -100,7 +108,11 @@ def resolve_folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt"]))
+        return Path(
+            snapshot_download(
+                source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise ModelError(
@@ -146,8 +158,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, on the CPU.
+def read_tensors(folder: Path, only: re.Pattern[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU.
+
+    Args:
+        folder: Of the checkpoint.
+        only: What their names start with; None for all.
 
     Raises:
         ModelError: A file is damaged.
@@ -156,7 +172,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                names = [name for name in file.keys() if only is None or only.match(name)]  # noqa: SIM118
+                tensors.update({name: file.get_tensor(name) for name in names})
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{path}: cannot be read ({error}): download or copy it again"

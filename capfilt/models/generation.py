@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,24 @@ _WORTH_COPYING = 0.75
 # To learn which rows have ended the host has to wait for a GPU; a few steps for nothing cost less.
 _STEPS_BETWEEN_CHECKS = {"cuda": 4}
 _NEVER = -1e9  # transformers' score of what must not be chosen
+
+
+class Rows(Protocol):
+    """Rows of one batch under decoding, whatever model decodes."""
+
+    logits: Tensor  # [A, V], of each row's next token
+
+    def advance(self, ids: Tensor) -> None:
+        """Append one token [A] to every row."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, ordered by image; a row may come more than once."""
+        ...
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let rows [A] change places with others of their image; a row may come more than once."""
+        ...
 
 
 class Session:
@@ -139,21 +158,38 @@ def generate(
     Returns:
         Per image, per caption, the tokens after the prompt, without `end`.
     """
-    is_beam = config.method == "beam" and config.num_beams > 1
-    rows = config.num_beams if is_beam else config.per_image
+    rows = config.num_beams if _is_beam(config) else config.per_image
     session = Session(model, image_states, prompt, config.max_length, rows=rows)
-    if is_beam:
-        return _beams(session, len(image_states), prompt, end, config)
+    return decode(session, prompt, end, config, seed=seed, keys=keys)
+
+
+def decode(
+    session: Rows,
+    prompt: Sequence[int],
+    end: int,
+    config: CaptionConfig,
+    *,
+    seed: int,
+    keys: Sequence[str],
+) -> list[list[list[int]]]:
+    """Write captions from rows, one per image, that have read the prompt; see `generate`."""
+    images = len(session.logits)
+    if _is_beam(config):
+        return _beams(session, images, prompt, end, config)
     numbers = None
     if config.method == "nucleus":
         steps = config.max_length - len(prompt)
         drawn = uniforms(seed, keys, config.per_image, steps)
-        numbers = torch.from_numpy(drawn.reshape(-1, steps)).to(image_states.device)
-    return _rows(session, len(image_states), prompt, end, config, numbers)
+        numbers = torch.from_numpy(drawn.reshape(-1, steps)).to(session.logits.device)
+    return _rows(session, images, prompt, end, config, numbers)
+
+
+def _is_beam(config: CaptionConfig) -> bool:
+    return config.method == "beam" and config.num_beams > 1
 
 
 def _rows(
-    session: Session,
+    session: Rows,
     images: int,
     prompt: Sequence[int],
     end: int,
@@ -258,7 +294,7 @@ def _nucleus(scores: Tensor, width: int, config: CaptionConfig) -> tuple[Tensor,
 
 
 def _beams(
-    session: Session, images: int, prompt: Sequence[int], end: int, config: CaptionConfig
+    session: Rows, images: int, prompt: Sequence[int], end: int, config: CaptionConfig
 ) -> list[list[list[int]]]:
     """Beam search with `num_beams` beams; gives the `per_image` best, best first.
 

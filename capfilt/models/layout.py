@@ -60,10 +60,10 @@ class Layout:
                 found.setdefault(other, tied)
         wanted = [name for names in self.parts.values() for name in names]
         if missing := [name for name in wanted if name not in found]:
-            raise ModelError(f"{where}: tensor {_list(missing)} missing")
+            raise ModelError(f"{where}: tensor {listed(missing)} missing")
         surplus = [n for n in found.keys() - set(wanted) if not self.ignored.search(n)]
         if surplus:
-            raise ModelError(f"{where}: tensor {_list(sorted(surplus))} not of this model")
+            raise ModelError(f"{where}: tensor {listed(sorted(surplus))} not of this model")
         return {
             ours: found[names[0]] if len(names) == 1 else torch.cat([found[n] for n in names])
             for ours, names in self.parts.items()
@@ -341,6 +341,7 @@ def _join(parts: Iterable[Parts]) -> Parts:
     return {ours: names for part in parts for ours, names in part.items()}
 
 
-def _list(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first of some names and how many more there are, with the verb they need."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]}{more} {'are' if more else 'is'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,17 +12,16 @@ from torch import nn
 from capfilt.config import CaptionConfig, ScoringConfig
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
-from capfilt.models.captioner import Captioner
+from capfilt.models.captioner import BlipCaptioner, Captioner
 from capfilt.models.clip import ClipFilter
 from capfilt.models.filter import Filter, MatchFilter
-from capfilt.models.linear import prepare_for_inference
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
+from capfilt.models.placement import Precision, check_fits, place, target
 from capfilt.models.text_transformer import TextConfig
 from capfilt.models.vit import VitConfig, resize_positions
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
-Precision = Literal["auto", "fp32", "bf16"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -37,21 +36,25 @@ def load_captioner(
     """Load a captioner.
 
     Args:
-        source: Folder or hub id of a `BlipForConditionalGeneration`.
+        source: Folder or hub id of a `BlipForConditionalGeneration`, or of a
+            `Blip2ForConditionalGeneration` with any language model that transformers knows.
         config: How it decodes.
         seed: Of the run.
         precision: "auto" is bf16 on CUDA and fp32 on a CPU.
         device: As torch names it; None takes CUDA where there is one.
 
     Raises:
-        ModelError: See `checkpoint.inspect`; a tensor is missing, surplus or misshapen.
+        ModelError: See `checkpoint.inspect`; a tensor is missing, surplus or misshapen; a BLIP-2
+            is larger than the device.
     """
     identity = checkpoint.inspect(source, "captioner")
     folder = checkpoint.resolve_folder(source)
+    if identity.architecture == checkpoint.BLIP2_CAPTIONER:
+        return _load_blip2_captioner(folder, identity, config, seed, precision, device)
     settings = blip_settings(folder)
     model = load_caption_model(folder, settings)
     vocabulary = _vocabulary(folder, settings)
-    return Captioner(place(model, precision, device), vocabulary, identity, config, seed=seed)
+    return BlipCaptioner(place(model, precision, device), vocabulary, identity, config, seed=seed)
 
 
 def load_filter(
@@ -64,7 +67,8 @@ def load_filter(
     """Load a filter.
 
     Args:
-        source: Folder or hub id of a `BlipForImageTextRetrieval`, `BlipModel` or `CLIPModel`.
+        source: Folder or hub id of a `BlipForImageTextRetrieval`, `Blip2ForImageTextRetrieval`,
+            `BlipModel` or `CLIPModel`.
         config: What it scores.
         precision: As in `load_captioner`.
         device: As in `load_captioner`.
@@ -74,7 +78,8 @@ def load_filter(
             probabilities.
     """
     identity = checkpoint.inspect(source, "filter")
-    if config.match_prob and identity.architecture != checkpoint.MATCH_FILTER:
+    with_itm = (checkpoint.MATCH_FILTER, checkpoint.BLIP2_FILTER)
+    if config.match_prob and identity.architecture not in with_itm:
         raise ModelError(
             f"--filter {source}: a {identity.architecture} has no match probability: set "
             "scoring.match_prob to false and scoring.similarity to true (preset blip2)"
@@ -82,6 +87,8 @@ def load_filter(
     folder = checkpoint.resolve_folder(source)
     if identity.architecture == checkpoint.CLIP_FILTER:
         return _load_clip(folder, identity, precision, device)
+    if identity.architecture == checkpoint.BLIP2_FILTER:
+        return _load_blip2_filter(folder, identity, config, precision, device)
     settings = blip_settings(folder)
     is_match = identity.architecture == checkpoint.MATCH_FILTER
     model = (load_match_model if is_match else load_similarity_model)(folder, settings)
@@ -125,10 +132,17 @@ def load_similarity_model(folder: Path, settings: Any) -> SimilarityModel:
 
 
 def blip_settings(folder: Path) -> Any:
-    """A folder's `transformers.BlipConfig`, so that what config.json leaves out is as there."""
+    """A folder's `transformers.BlipConfig`, so that what config.json leaves out is as there.
+
+    Raises:
+        ModelError: It is of another kind of model.
+    """
     from transformers import BlipConfig
 
-    return BlipConfig.from_dict(checkpoint.read_json(folder / "config.json"))
+    content = checkpoint.read_json(folder / "config.json")
+    if content.get("model_type", BlipConfig.model_type) != BlipConfig.model_type:
+        raise ModelError(f"{folder}: is a {content['model_type']} model, not a BLIP")
+    return BlipConfig.from_dict(content)
 
 
 def med_config(settings: Any) -> MedConfig:
@@ -189,6 +203,44 @@ def _vocabulary(folder: Path, settings: Any) -> Vocabulary:
     )
 
 
+def _load_blip2_captioner(
+    folder: Path,
+    identity: ModelIdentity,
+    config: CaptionConfig,
+    seed: int,
+    precision: Precision,
+    device: str | None,
+) -> Captioner:
+    from capfilt.models import blip2_load
+    from capfilt.models.blip2_captioner import Blip2Captioner
+
+    settings = blip2_load.blip2_settings(folder)
+    tokenizer = blip2_load.load_language_tokenizer(folder)
+    check_fits(f"--captioner {folder}", checkpoint.weight_files(folder), precision, device)
+    model = place(blip2_load.load_prompt_model(folder, settings), precision, device)
+    where, dtype = target(precision, device)
+    language = blip2_load.load_language_model(folder, settings, dtype).to(where)
+    language = language.eval().requires_grad_(False)
+    return Blip2Captioner(model, language, tokenizer, identity, config, seed=seed)
+
+
+def _load_blip2_filter(
+    folder: Path,
+    identity: ModelIdentity,
+    config: ScoringConfig,
+    precision: Precision,
+    device: str | None,
+) -> Filter:
+    from capfilt.models import blip2_load
+    from capfilt.models.blip2_filter import Blip2Filter
+
+    settings = blip2_load.blip2_settings(folder)
+    vocabulary = blip2_load.load_vocabulary(folder, settings)
+    check_fits(f"--filter {folder}", checkpoint.weight_files(folder), precision, device)
+    model = place(blip2_load.load_query_match_model(folder, settings), precision, device)
+    return Blip2Filter(model, vocabulary, identity, config)
+
+
 def _load_clip(
     folder: Path,
     identity: ModelIdentity,
@@ -206,14 +258,3 @@ def _load_clip(
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     statistics = checkpoint.pixel_statistics(folder)
     return ClipFilter(place(model, precision, device), tokenizer, statistics, identity)
-
-
-def place(model: Model, precision: Precision, device: str | None) -> Model:
-    """Move a model to where it works, freeze it there and make it fast; see `load_captioner`."""
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if precision == "auto":
-        precision = "bf16" if where.type == "cuda" else "fp32"
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = model.to(device=where, dtype=dtype).eval().requires_grad_(False)
-    prepare_for_inference(model)
-    return model

@@ -37,13 +37,15 @@ class Vocabulary:
         self.first_to_match = tokenizer.get_vocab().get("[ENC]", size - 1)
 
     @classmethod
-    def load(cls, folder: Path, *, start: int, end: int, size: int) -> Vocabulary:
+    def load(
+        cls, folder: Path, *, start: int | None = None, end: int | None = None, size: int
+    ) -> Vocabulary:
         """Read a checkpoint's tokenizer.
 
         Args:
             folder: Of the checkpoint.
-            start: Id of `[DEC]`, from its config.
-            end: Id of `[SEP]`, from its config.
+            start: Id of `[DEC]`, from its config; None where no caption is to start.
+            end: Id of `[SEP]`, from its config; None takes the tokenizer's.
             size: Rows of the word embedding.
 
         Raises:
@@ -56,6 +58,7 @@ class Vocabulary:
             )
         tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
         highest = max(tokenizer.get_vocab().values(), default=-1)
+        start, end = start or 0, tokenizer.sep_token_id if end is None else end
         if highest >= size or max(start, end) >= size:
             raise ModelError(
                 f"{folder}: tokens go up to {max(highest, start, end)} but the embedding has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
     """
     config, where = _absolute(config, where)
-    task = Task(config, inspect_models(config), where.output)
+    models = inspect_models(config)
+    task = Task(_settled(config, models), models, where.output)
     inputs = _find(where)
     commits = list_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
@@ -175,6 +176,19 @@ def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
     if config.filter != NONE:
         found["filter"] = inspect(config.filter, "filter")
     return found
+
+
+def _settled(config: RunConfig, models: Mapping[str, ModelIdentity]) -> RunConfig:
+    """The config with the prompt that the captioner brings, where none is given.
+
+    So the fingerprint and the manifest say what was done.
+    """
+    if config.captions.prompt is not None:
+        return config
+    from capfilt.models.checkpoint import CAPTIONER, PROMPTS
+
+    architecture = models["captioner"].architecture if "captioner" in models else CAPTIONER
+    return replace(config, captions=replace(config.captions, prompt=PROMPTS[architecture]))
 
 
 def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:

@@ -1,0 +1,86 @@
+"""BLIP-2 as captioner: images in, captions out, written by a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capfilt.config import CaptionConfig
+from capfilt.errors import ModelError
+from capfilt.models.blip2 import PromptModel
+from capfilt.models.checkpoint import BLIP2_CAPTIONER, PROMPTS
+from capfilt.models.generation import decode
+from capfilt.models.images import PixelSpec
+from capfilt.models.language import LanguageSession, LanguageTokens
+from capfilt.models.transfer import stack_on
+from capfilt.record import ModelIdentity
+
+
+class Blip2Captioner:
+    """A BLIP-2 with its language model on one device; see `capfilt.models.captioner.Captioner`.
+
+    Decoding is that of BLIP's captioner, and a caption depends on its image, its key, its index and
+    the seed alone. An image passes through the image encoder, the Q-Former and the language model's
+    prompt once, however many captions it gets. Lengths count the language model's own text: for a
+    decoder its start token, prompt and caption, for an encoder-decoder its start token and caption.
+
+    Source: BLIP-2, arXiv:2301.12597, section 3.3.
+    """
+
+    def __init__(
+        self,
+        model: PromptModel,
+        language: Any,
+        tokenizer: Any,
+        identity: ModelIdentity,
+        config: CaptionConfig,
+        *,
+        seed: int,
+    ) -> None:
+        """Hold loaded models; `capfilt.models.load.load_captioner` loads them.
+
+        Raises:
+            ModelError: The prompt leaves no room in `max_length`, or the language model has fewer
+                positions.
+        """
+        self.model = model
+        self.language = language
+        self.identity = identity
+        self.pixels = PixelSpec(size=model.config.image.image_size)
+        self._config = config
+        self._seed = seed
+        self._tokens = LanguageTokens(tokenizer, language, identity.source)
+        prompt = PROMPTS[BLIP2_CAPTIONER] if config.prompt is None else config.prompt
+        self._prompt = self._tokens.prompt(prompt)
+        start = self._tokens.decoder_start
+        self._lead = self._prompt if start is None else [start]
+        if len(self._lead) >= config.max_length:
+            raise ModelError(
+                f"captions.max_length is {config.max_length} but the start and the prompt "
+                f"{prompt!r} are {len(self._lead)} tokens: raise it or shorten the prompt"
+            )
+        needed = config.max_length + model.config.qformer.queries
+        room = getattr(language.config, "max_position_embeddings", None)
+        if start is None and room is not None and needed > room:
+            raise ModelError(
+                f"captions.max_length is {config.max_length} but {identity.source} has positions "
+                f"for {room - model.config.qformer.queries} tokens after the image's"
+            )
+
+    @torch.inference_mode()
+    def caption(self, pixels: Sequence[Tensor], keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """Write captions for images; see `capfilt.models.captioner.Captioner`."""
+        if not pixels:
+            return []
+        visual = self.model(stack_on(pixels, self.model.vit.class_token.device))
+        start = self._tokens.decoder_start
+        session = LanguageSession(self.language, visual, self._prompt, start)
+        captions = decode(
+            session, self._lead, self._tokens.end, self._config, seed=self._seed, keys=keys
+        )
+        return [
+            tuple(self._tokens.decode(self._lead, ids) for ids in of_image) for of_image in captions
+        ]

@@ -1,0 +1,276 @@
+"""BLIP-2 folders in transformers' layout: their sizes and modules, read and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, Blip2Config
+
+from capfilt.errors import ModelError
+from capfilt.models import checkpoint, layout
+from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
+from capfilt.models.qformer import QFormer, QFormerConfig
+from capfilt.models.vit import VitConfig
+from capfilt.models.vocabulary import Vocabulary
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_LANGUAGE = "language_model."
+_QKV = re.compile(r"^(vision_model\.encoder\.layers\.\d+\.self_attn\.qkv)\.weight$")
+
+
+def blip2_settings(folder: Path) -> Any:
+    """A folder's `transformers.Blip2Config`.
+
+    Raises:
+        ModelError: It is none, or of a language model that transformers does not know.
+    """
+    try:
+        return Blip2Config.from_dict(checkpoint.read_json(folder / "config.json"))
+    except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: config.json is no Blip2Config ({why})") from None
+
+
+def query_config(settings: Any) -> QueryConfig:
+    """Our sizes from transformers' `Blip2Config`.
+
+    Raises:
+        ModelError: The model uses an activation other than BLIP-2's, or images that are no squares.
+    """
+    image = settings.vision_config
+    if image.hidden_act != "gelu":
+        raise ModelError(f"vision_config.hidden_act is {image.hidden_act!r}; BLIP-2's is 'gelu'")
+    size, patch = _side(image.image_size, "image_size"), _side(image.patch_size, "patch_size")
+    return QueryConfig(
+        image=VitConfig(
+            width=image.hidden_size,
+            layers=image.num_hidden_layers,
+            heads=image.num_attention_heads,
+            ffn=image.intermediate_size,
+            image_size=size,
+            patch_size=patch,
+            norm_eps=image.layer_norm_eps,
+        ),
+        qformer=qformer_config(settings.qformer_config, settings.num_query_tokens),
+        embedding=settings.image_text_hidden_size,
+        language_width=settings.text_config.hidden_size,
+    )
+
+
+def qformer_config(settings: Any, queries: int) -> QFormerConfig:
+    """Our sizes from transformers' `Blip2QFormerConfig`; raises as `query_config`."""
+    if settings.hidden_act != "gelu":
+        raise ModelError(f"qformer_config.hidden_act is {settings.hidden_act!r}, not 'gelu'")
+    return QFormerConfig(
+        vocabulary=settings.vocab_size,
+        width=settings.hidden_size,
+        layers=settings.num_hidden_layers,
+        heads=settings.num_attention_heads,
+        ffn=settings.intermediate_size,
+        max_tokens=settings.max_position_embeddings,
+        image_width=settings.encoder_hidden_size,
+        norm_eps=settings.layer_norm_eps,
+        queries=queries,
+        cross_every=settings.cross_attention_frequency,
+        reads_text=settings.use_qformer_text_input,
+    )
+
+
+def load_query_match_model(folder: Path, settings: Any) -> QueryMatchModel:
+    """The module of a `Blip2ForImageTextRetrieval` folder, on the CPU.
+
+    Raises:
+        ModelError: A tensor is missing, surplus or misshapen.
+    """
+    config = query_config(settings)
+    if not config.qformer.reads_text:
+        raise ModelError(f"{folder}: qformer_config.use_qformer_text_input is false: no filter")
+    with torch.device("meta"):
+        model = QueryMatchModel(config)
+    return _filled(model, match_layout(config), folder, checkpoint.read_tensors(folder))
+
+
+def load_prompt_model(folder: Path, settings: Any) -> PromptModel:
+    """The module of a `Blip2ForConditionalGeneration` folder less its language model, on the CPU.
+
+    Raises:
+        ModelError: A tensor is missing, surplus or misshapen.
+    """
+    config = query_config(settings)
+    with torch.device("meta"):
+        model = PromptModel(config)
+    own = re.compile(rf"(?!{re.escape(_LANGUAGE)})")
+    return _filled(model, prompt_layout(config), folder, checkpoint.read_tensors(folder, own))
+
+
+def load_qformer(folder: Path, settings: Any, *, queries: int = 32) -> QFormer:
+    """The Q-Former of a `Blip2QFormerModel` folder, on the CPU.
+
+    That class has neither queries nor embeddings; they are drawn from N(0, 0.02) here.
+
+    Args:
+        folder: Of the checkpoint.
+        settings: Its `Blip2QFormerConfig`.
+        queries: How many to draw.
+
+    Raises:
+        ModelError: A tensor is missing, surplus or misshapen.
+    """
+    config = qformer_config(settings, queries)
+    model = QFormer(config)
+    state = qformer_layout(config).collect(checkpoint.read_tensors(folder), str(folder))
+    for name, parameter in model.named_parameters():
+        if name not in state:
+            state[name] = torch.empty_like(parameter).normal_(std=0.02)
+    checkpoint.fill(model, state, str(folder))
+    return model
+
+
+def load_language_model(folder: Path, settings: Any, dtype: torch.dtype) -> Any:
+    """transformers' language model of a `Blip2ForConditionalGeneration` folder, on the CPU.
+
+    Raises:
+        ModelError: A tensor is missing, surplus or misshapen.
+    """
+    config = settings.text_config
+    decoder_only = settings.use_decoder_only_language_model
+    with torch.device("meta"):
+        auto = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM
+        kind = type(auto.from_config(config))
+    tensors = checkpoint.read_tensors(folder, re.compile(re.escape(_LANGUAGE)))
+    model, report = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict={name.removeprefix(_LANGUAGE): x for name, x in tensors.items()},
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported with the rest
+    )
+    problems = (("missing_keys", "missing"), ("unexpected_keys", "not of this model"))
+    for key, problem in problems:
+        if names := [_LANGUAGE + name for name in sorted(report[key])]:
+            raise ModelError(f"{folder}: tensor {layout.listed(names)} {problem}")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: tensor {_LANGUAGE}{name} has shape {list(found)} but config.json makes it "
+            f"{list(expected)}"
+        )
+    return model
+
+
+def load_language_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a `Blip2ForConditionalGeneration` folder.
+
+    Raises:
+        ModelError: There is none, or it asks for code of its own.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be loaded ({why}): save the checkpoint's processor or "
+            "tokenizer into the folder"
+        ) from None
+
+
+def load_vocabulary(folder: Path, settings: Any) -> Vocabulary:
+    """The BERT tokenizer of a `Blip2ForImageTextRetrieval` folder."""
+    image = settings.image_token_index  # a token that texts never have, without an embedding
+    size = settings.qformer_config.vocab_size
+    return Vocabulary.load(folder, size=size if image is None else max(size, image + 1))
+
+
+def save_query_match_model(
+    model: QueryMatchModel, folder: Path, settings: Any, *, processor: Any
+) -> None:
+    """Save a filter as transformers' `Blip2ForImageTextRetrieval`.
+
+    Args:
+        model: Any device and dtype; saved as it is.
+        folder: Made if absent.
+        settings: Its `Blip2Config`.
+        processor: `Blip2Processor`, or whatever saves tokenizer and image processor.
+    """
+    tensors = match_layout(model.config).release(_state(model))
+    _save(tensors, folder, settings, checkpoint.BLIP2_FILTER, processor)
+
+
+def save_captioner(
+    model: PromptModel, language: Any, folder: Path, settings: Any, *, processor: Any
+) -> None:
+    """Save a captioner as `Blip2ForConditionalGeneration`; see `save_query_match_model`."""
+    tensors = prompt_layout(model.config).release(_state(model))
+    tensors |= {f"{_LANGUAGE}{name}": x.cpu() for name, x in language.state_dict().items()}
+    _save(tensors, folder, settings, checkpoint.BLIP2_CAPTIONER, processor)
+
+
+def save_qformer(model: QFormer, folder: Path, settings: Any) -> None:
+    """Save a Q-Former as `Blip2QFormerModel`, which has neither queries nor embeddings."""
+    tensors = qformer_layout(model.config).release(_state(model))
+    _save(tensors, folder, settings, checkpoint.BLIP2_QFORMER, None)
+
+
+def match_layout(config: QueryConfig) -> layout.Layout:
+    text = config.qformer
+    return layout.query_filter(
+        image_layers=config.image.layers, text_layers=text.layers, cross_every=text.cross_every
+    )
+
+
+def prompt_layout(config: QueryConfig) -> layout.Layout:
+    text = config.qformer
+    return layout.query_captioner(
+        image_layers=config.image.layers,
+        text_layers=text.layers,
+        cross_every=text.cross_every,
+        reads_text=text.reads_text,
+    )
+
+
+def qformer_layout(config: QFormerConfig) -> layout.Layout:
+    return layout.query_transformer(
+        text_layers=config.layers, cross_every=config.cross_every, reads_text=config.reads_text
+    )
+
+
+def _filled(model: Model, names: layout.Layout, folder: Path, tensors: dict[str, Tensor]) -> Model:
+    for name in list(tensors):  # `qkv_bias: false` leaves zeros out
+        if (match := _QKV.match(name)) and f"{match[1]}.bias" not in tensors:
+            tensors[f"{match[1]}.bias"] = tensors[name].new_zeros(len(tensors[name]))
+    checkpoint.fill(model, names.collect(tensors, str(folder)), str(folder))
+    statistics = checkpoint.pixel_statistics(folder)
+    assert isinstance(model, QueryMatchModel | PromptModel)
+    model.vit.pixel_mean, model.vit.pixel_std = statistics.mean, statistics.std
+    return model
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+
+
+def _save(
+    tensors: Mapping[str, Tensor], folder: Path, settings: Any, architecture: str, processor: Any
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(dict(tensors), folder)
+    text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    if processor is not None:
+        processor.save_pretrained(folder)
+
+
+def _side(size: int | list[int] | tuple[int, ...], name: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ModelError(f"vision_config.{name} is {size}: BLIP-2 sees squares")
+    return int(sides.pop())
