@@ -1,0 +1,112 @@
+"""The alt texts of the emoji world's web, with the vices of a real one, and which each has.
+
+True texts, lies and texts of other pictures are written in the same styles, so that only the
+picture tells them apart.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from capfilt.demo.claim import Claim, draw_claim, draw_lie
+from capfilt.demo.grammar import say, say_tersely
+from capfilt.demo.scene import Scene
+from capfilt.errors import ConfigError
+
+KINDS = ("true", "lie", "other", "junk", "empty")
+_SHOP = (
+    "{} | free clipart", "{} - stock image", "new: {}", "{} emoji sticker", "buy {} online",
+    "{} (hd wallpaper)", "best price! {}", "cute {}",
+)  # fmt: skip
+_JUNK = (
+    "IMG_{n}.JPG", "DSC0{n}.jpg", "photo-{n}-150x150.png", "image {n}", "Screenshot_{date}.png",
+    "{date}", "posted on {date}", "buy now free shipping", "click here to enlarge",
+    "home | about us | contact", "add to cart", "untitled", "stock photo {n}", "best price {year}",
+    "logo", "share this page", "{n} views", "kostenloser versand ab 29 euro",
+    "bild in originalgrösse ansehen", "cliquez ici pour agrandir", "livraison gratuite",
+    "haga clic para ampliar", "comprar ahora", "clicca per ingrandire", "無料配送", "фото {n}",
+    "copyright {year} all rights reserved", "advertisement", "loading...", "sign up for our news",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WebMix:
+    """Shares of the kinds of web text; they add up to 1.
+
+    `true` is a correct text, `lie` one with a wrong word, `other` the text of another picture,
+    false of this one, `junk` no description at all.
+    """
+
+    true: float = 0.35
+    lie: float = 0.20
+    other: float = 0.20
+    junk: float = 0.20
+    empty: float = 0.05
+
+    def __post_init__(self) -> None:
+        shares = list(asdict(self).values())
+        if min(shares) < 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-9):
+            raise ConfigError(f"web mix: shares are at least 0 and add up to 1, are {shares}")
+
+    def draw(self, rng: random.Random) -> str:
+        """One of `KINDS`."""
+        return rng.choices(KINDS, [getattr(self, kind) for kind in KINDS])[0]
+
+
+@dataclass(frozen=True)
+class WebText:
+    """An alt text and the truth about it; `wrong` says what is wrong in a lie."""
+
+    content: str
+    kind: str
+    wrong: str = ""
+
+
+def write_text(kind: str, scene: Scene, others: Iterator[Scene], rng: random.Random) -> WebText:
+    """Write the alt text of a picture.
+
+    Args:
+        kind: One of `KINDS`.
+        scene: What the picture shows.
+        others: Endless other pictures' scenes; the first whose text is false here is taken.
+        rng: Decides everything else.
+    """
+    if kind == "true":
+        return WebText(_write(draw_claim(scene, rng), rng), kind)
+    if kind == "lie":
+        lie, wrong = draw_lie(draw_claim(scene, rng), scene, rng)
+        return WebText(_write(lie, rng), kind, wrong)
+    if kind == "other":
+        claims = (draw_claim(other, rng) for other in others)
+        return WebText(_write(next(c for c in claims if not c.holds(scene)), rng), kind)
+    return WebText(_junk(rng) if kind == "junk" else "", kind)
+
+
+def statement(text: str) -> str:
+    """A web text without a shop's words around it.
+
+    >>> statement("new: two mice"), statement("two mice")
+    ('two mice', 'two mice')
+    """
+    for frame in _SHOP:
+        before, after = map(re.escape, frame.split("{}"))
+        match = re.fullmatch(f"{before}(.*){after}", text)
+        if match:
+            return match[1]
+    return text
+
+
+def _write(claim: Claim, rng: random.Random) -> str:
+    phrasing: Callable[[Claim, random.Random], str] = rng.choice((say, say_tersely))
+    text = phrasing(claim, rng)
+    return rng.choice(_SHOP).format(text) if rng.random() < 0.4 else text
+
+
+def _junk(rng: random.Random) -> str:
+    year = rng.randint(2004, 2026)
+    date = f"{year}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    return rng.choice(_JUNK).format(n=rng.randrange(1000, 10_000), year=year, date=date)
