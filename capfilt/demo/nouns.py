@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 # A plural that is not noun + s stands after a slash.
 _DRAWN = """
-    dog 🐶, cat 🐱, mouse/mice 🐭, rabbit 🐰, fox/foxes 🦊, bear 🐻, panda 🐼, lion 🦁, cow 🐮,
-    pig 🐷, frog 🐸, unicorn 🦄, chick 🐥, penguin 🐧, owl 🦉, elephant 🐘, sheep/sheep 🐑,
-    snake 🐍, turtle 🐢, fish/fish 🐟, octopus/octopuses 🐙, crab 🦀, snail 🐌, butterfly/butterflies 🦋,
-    flamingo 🦩, goose/geese 🪿, apple 🍎, banana 🍌, strawberry/strawberries 🍓, pineapple 🍍,
-    watermelon 🍉, carrot 🥕, pizza 🍕, hamburger 🍔, donut 🍩, mushroom 🍄, avocado 🥑,
-    bus/buses 🚌, tractor 🚜, bicycle 🚲, train 🚂, airplane ✈, rocket 🚀, sailboat ⛵, tree 🌳,
-    cactus/cactuses 🌵, sunflower 🌻, leaf/leaves 🍁, star ⭐, key 🔑, clock ⏰, camera 📷,
-    guitar 🎸, drum 🥁, crown 👑, house 🏠, tent ⛺, snowman/snowmen ⛄, robot 🤖, pumpkin 🎃
+    dog 🐶, cat 🐱, mouse/mice 🐭, rabbit 🐰, fox/foxes 🦊, bear 🐻, panda 🐼, lion 🦁,
+    cow 🐮, pig 🐷, frog 🐸, unicorn 🦄, chick 🐥, penguin 🐧, owl 🦉, elephant 🐘,
+    sheep/sheep 🐑, snake 🐍, turtle 🐢, fish/fish 🐟, octopus/octopuses 🐙, crab 🦀,
+    snail 🐌, butterfly/butterflies 🦋, flamingo 🦩, goose/geese 🪿, apple 🍎, banana 🍌,
+    strawberry/strawberries 🍓, pineapple 🍍, watermelon 🍉, carrot 🥕, pizza 🍕,
+    hamburger 🍔, donut 🍩, mushroom 🍄, avocado 🥑, bus/buses 🚌, tractor 🚜, bicycle 🚲,
+    train 🚂, airplane ✈, rocket 🚀, sailboat ⛵, tree 🌳, cactus/cactuses 🌵, sunflower 🌻,
+    leaf/leaves 🍁, star ⭐, key 🔑, clock ⏰, camera 📷, guitar 🎸, drum 🥁, crown 👑,
+    house 🏠, tent ⛺, snowman/snowmen ⛄, robot 🤖, pumpkin 🎃
 """
 # These come in each of `THING_COLOURS`.
 _DYED = """
