@@ -210,7 +210,10 @@ def save_captioner(
 ) -> None:
     """Save a captioner as `Blip2ForConditionalGeneration`; see `save_query_match_model`."""
     tensors = prompt_layout(model.config).release(_state(model))
-    tensors |= {f"{_LANGUAGE}{name}": x.cpu() for name, x in language.state_dict().items()}
+    tied = {name for name, _ in language.named_parameters(remove_duplicate=False)}
+    state = dict(language.named_parameters())  # of tied ones the first
+    state |= {name: x for name, x in language.state_dict().items() if name not in tied}
+    tensors |= {f"{_LANGUAGE}{name}": x.detach().cpu() for name, x in state.items()}
     _save(tensors, folder, settings, checkpoint.BLIP2_CAPTIONER, processor)
 
 
@@ -262,7 +265,11 @@ def _save(
     tensors: Mapping[str, Tensor], folder: Path, settings: Any, architecture: str, processor: Any
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(dict(tensors), folder)
+    own = {  # a part of a fused matrix would be taken for a tensor shared with the others
+        name: x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
+        for name, x in tensors.items()
+    }
+    save_torch_state_dict(own, folder)
     text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if processor is not None:
