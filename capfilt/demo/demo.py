@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +22,11 @@ from transformers.utils import logging as transformers_logging
 
 from capfilt import catalog
 from capfilt.config import resolve
-from capfilt.demo.pictures import WORDS, Picture, make_pictures, write_list
+from capfilt.demo.dataset import write_images, write_list
+from capfilt.demo.grammar import words
 from capfilt.demo.serve import serve
 from capfilt.demo.tiny import make_captioner, make_filter, tokenizer
+from capfilt.demo.world import WEB, Picture, draw_pictures
 from capfilt.errors import ConfigError
 from capfilt.ingest import Ingested
 from capfilt.run.job import Summary
@@ -31,8 +34,8 @@ from capfilt.run.verify import Verification
 from capfilt.show import summary_text, verification_text
 
 _IMAGE_SIZE = 96  # pixels, of the models
+_SIDE = 192  # pixels, of the pictures
 _SHARDS = 4
-_WEB_WORDS = ("click", "here", "free", "shipping", "buy", "now", "image", "stock", "logo", "home")
 # What every crawl has besides pictures: a page in place of an image, nothing, and a dead link.
 _FAULTS = {"moved.jpg": b"<!DOCTYPE html><title>Moved</title>", "empty.jpg": b"", "gone.jpg": None}
 
@@ -61,12 +64,12 @@ def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
     say("Their captions are nonsense and their scores mean nothing: only the machinery is real.\n")
 
     drawn = _draw(folder, pictures, seed)
-    kinds = {kind: sum(p.web_kind == kind for p in drawn) for kind in ("true", "other", "junk")}
+    kinds = Counter(picture.web.kind for picture in drawn)
     say(f"1. Drew {pictures} pictures. Of their web texts {kinds['true']} are true, "
-        f"{kinds['other']} of another picture, {kinds['junk']} junk, "
-        f"{pictures - sum(kinds.values())} empty.")  # fmt: skip
+        f"{kinds['lie']} wrong in one word, {kinds['other']} of another picture, "
+        f"{kinds['junk']} junk, {kinds['empty']} empty.")  # fmt: skip
 
-    names = tokenizer([*WORDS, *_WEB_WORDS])
+    names = tokenizer(words())
     sizes = {"image_size": _IMAGE_SIZE, "patch_size": 16}
     if not (folder / "captioner" / "config.json").exists():
         make_captioner(folder / "captioner", names=names, **sizes)
@@ -105,7 +108,8 @@ def _claim(folder: Path, arguments: dict[str, int]) -> None:
 
 
 def _draw(folder: Path, count: int, seed: int) -> list[Picture]:
-    drawn = make_pictures(folder / "pictures", count, seed)
+    drawn = list(draw_pictures(count, WEB, seed=seed))
+    write_images(folder / "pictures", drawn, _SIDE)
     for name, content in _FAULTS.items():
         if content is not None:
             (folder / "pictures" / name).write_bytes(content)
@@ -115,7 +119,6 @@ def _draw(folder: Path, count: int, seed: int) -> list[Picture]:
 def _bootstrap(
     folder: Path, drawn: list[Picture], seed: int
 ) -> tuple[Ingested, Summary, Verification]:
-    listed = [*drawn, *(Picture(name, "", "not a picture", "junk") for name in _FAULTS)]
     config = resolve(
         options={
             "captioner": str(folder / "captioner"),
@@ -123,14 +126,16 @@ def _bootstrap(
             "seed": seed,
         }
     )
-    per_shard = math.ceil(len(listed) / _SHARDS)
+    rows = len(drawn) + len(_FAULTS)
+    per_shard = math.ceil(rows / _SHARDS)
     stage = catalog.stage("bootstrap")["bootstrap"]
     with serve(folder / "pictures") as base_url:
         # Another port each time, so another list: what is whole stays, what is not starts anew.
-        if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(len(listed) / per_shard):
+        if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(rows / per_shard):
             for made in ("web", "dataset"):
                 shutil.rmtree(folder / made, ignore_errors=True)
-            write_list(folder / "urls.parquet", listed, base_url)
+            faults = dict.fromkeys(_FAULTS, "not a picture")
+            write_list(folder / "urls.parquet", drawn, base_url, faults)
         result: tuple[Ingested, Summary, Verification] = stage(
             str(folder / "urls.parquet"),
             str(folder),

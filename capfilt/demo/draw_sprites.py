@@ -54,8 +54,8 @@ def _dye(sprite: Image.Image, hue_degrees: int, brightness: float) -> Image.Imag
     """Turn the drawing's main hue into another."""
     hue, saturation, value = sprite.convert("RGB").convert("HSV").split()
     colourful = saturation.point(lambda s: 255 if s >= _COLOURFUL else 0)
-    colourful = ImageChops.darker(colourful, sprite.getchannel("A"))
-    counts = hue.histogram(colourful.point(lambda a: 255 if a == 255 else 0))
+    opaque = sprite.getchannel("A").point(lambda a: 255 if a == 255 else 0)
+    counts = hue.histogram(ImageChops.darker(colourful, opaque))
     main_hue = counts.index(max(counts))
     near = hue.point([255 * (min(abs(h - main_hue), 256 - abs(h - main_hue)) <= _HUE_WIDTH)
                       for h in range(256)])  # fmt: skip

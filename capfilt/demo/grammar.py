@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from capfilt.demo.claim import SOME, Claim, Mention, draw_claim
-from capfilt.demo.nouns import NOUNS, NUMBERS, article
+from capfilt.demo.nouns import (
+    BACKGROUND_COLOURS,
+    NOUNS,
+    NUMBERS,
+    PATTERNS,
+    THING_COLOURS,
+    article,
+)
 from capfilt.demo.scene import Background, Scene
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large")}
@@ -18,14 +26,23 @@ RELATION_WORDS = {
 }
 OPENINGS = ("there", "here")  # and a verb
 LEADS = ("on", "against")  # to a background
-_WORDS = (5, 14)  # of a human caption
+_LENGTHS = (5, 14)  # of a human caption, in words
+_OTHERS = "a an some and with is are plain gradient background fading from to"
+
+
+def words() -> list[str]:
+    """Every word that captions have, sorted; for a tokenizer's vocabulary."""
+    nouns = [name for noun in NOUNS.values() for name in (noun.name, noun.plural)]
+    phrases = itertools.chain(*SIZE_WORDS.values(), *RELATION_WORDS.values(), [_OTHERS])
+    lists = (nouns, THING_COLOURS, BACKGROUND_COLOURS, PATTERNS, NUMBERS.values(), OPENINGS, LEADS)
+    return sorted({word for text in itertools.chain(phrases, *lists) for word in text.split()})
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """A true sentence of 5 to 14 words, as a person would write it."""
     while True:
         text = say(draw_claim(scene, rng), rng)
-        if _WORDS[0] <= len(text.split()) <= _WORDS[1]:
+        if _LENGTHS[0] <= len(text.split()) <= _LENGTHS[1]:
             return text
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from capfilt.demo.checker import is_true, parse
 from capfilt.demo.claim import Claim, Mention, draw_claim, draw_lie
-from capfilt.demo.grammar import caption, say, say_tersely
+from capfilt.demo.grammar import caption, say, say_tersely, words
 from capfilt.demo.scene import Background, Group, Scene, draw_scene
 
 RANDOM_SCENES = 3000
@@ -137,6 +137,15 @@ def test_caption_is_true_varied_and_of_5_to_14_words() -> None:
             assert is_true(text, scene), (text, scene)
             assert 5 <= len(text.split()) <= 14
             assert text == text.lower()
+
+
+def test_words_are_those_of_the_texts() -> None:
+    rng = random.Random(0)
+    said = set()
+    for _ in range(RANDOM_SCENES):
+        claim = draw_claim(draw_scene(rng), rng)
+        said |= {*f"{say(claim, rng)} {say_tersely(claim, rng)}".replace(",", "").split()}
+    assert sorted(said) == words()
 
 
 def test_lies_do_not_show_in_the_words_alone() -> None:
