@@ -25,6 +25,7 @@ def test_wheel_ships_one_import_name_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"capfilt"}
     assert not [name for name in names if "test" in name]
+    assert {"capfilt/demo/sprites.webp", "capfilt/demo/sprites.LICENSE"} <= set(names)
     shipped = {name for name in names if name.startswith("capfilt/_bundled/")}
     for folder in ("pipelines", "jobs"):
         for file in (ROOT / folder).rglob("*"):

@@ -18,8 +18,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from capfilt.demo.nouns import BACKGROUND_COLOURS, MAX_COUNT, NOUNS, THING_COLOURS
-from capfilt.demo.scene import Background, Group, Scene, direction
+from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, THING_COLOURS
+from capfilt.demo.scene import COUNTS, Background, Group, Scene, direction
 
 SOME = 0  # as a count: two or more
 RELATIONS = ("next to", "above", "below", "left", "right")
@@ -143,7 +143,8 @@ def _other_noun(claim: Claim, rng: random.Random) -> Claim:
 
 def _other_count(claim: Claim, rng: random.Random) -> Claim:
     number = rng.randrange(len(claim.mentions))
-    count = rng.randint(2, MAX_COUNT)  # a lie of one would be true of more
+    several = [count for count in COUNTS if count > 1]  # a lie of one would be true of more
+    count = rng.choices(several, [COUNTS[count] for count in several])[0]
     return _with_mention(claim, number, replace(claim.mentions[number], count=count))
 
 

@@ -38,7 +38,6 @@ BACKGROUND_COLOURS = {
 }  # fmt: skip
 PATTERNS = ("striped", "dotted", "checkered")
 SIZES = {"small": 0.23, "big": 0.40}  # the longer side of a thing, as a share of the picture's
-MAX_COUNT = 4
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 

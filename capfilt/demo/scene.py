@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capfilt.demo.nouns import BACKGROUND_COLOURS, MAX_COUNT, NOUNS, PATTERNS, SIZES
+from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, PATTERNS, SIZES
 
 _Box = tuple[float, float, float, float]
 
 _GROUPS = ((1, 2, 3), (30, 50, 20))
-_COUNTS = (range(1, MAX_COUNT + 1), (50, 22, 16, 12))
+COUNTS = {1: 50, 2: 22, 3: 16, 4: 12}  # with how often each is drawn
 _PITCH = 1.06  # from one thing of a group to the next, in sides of a thing
 _CLEAR = 0.2  # by how much one direction from a group to another outweighs the other
 # Where groups may lie: left, top, width, height. No two overlap, so no thing hides another.
@@ -122,7 +122,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def _draw_group(noun: str, box: _Box, rng: random.Random) -> Group:
-    count = rng.choices(*_COUNTS)[0]
+    count = rng.choices(list(COUNTS), list(COUNTS.values()))[0]
     size = rng.choice(list(SIZES))
     grids = list(_grids(count, SIZES[size], box))
     if not grids:
