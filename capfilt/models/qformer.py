@@ -103,7 +103,9 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.queries = nn.Parameter(torch.zeros(1, config.queries, config.width))
+        # From alike queries alike gradients would follow.
+        start = torch.empty(1, config.queries, config.width).normal_(std=0.02)
+        self.queries = nn.Parameter(start)
         if config.reads_text:
             self.words = nn.Embedding(config.vocabulary, config.width)
             self.positions = nn.Embedding(config.max_tokens, config.width)

@@ -13,6 +13,7 @@ from capfilt.errors import ConfigError, ModelError
 from capfilt.models import checkpoint, layout
 from capfilt.models.load import blip_settings, load_caption_model, load_match_model, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.models.qformer import QFormer
 from capfilt.models.vit import ViT, resize_positions
 from capfilt.train.towers import DropConfig, RecomputeConfig, resized, trained
 
@@ -79,15 +80,11 @@ def load_text_weights(models: list[MatchModel | CaptionModel], folder: str) -> N
         ModelError: Names tensors that are missing, surplus or of another shape; its vocabulary is
             not this one less `[DEC]` and `[ENC]`.
     """
-    tensors = _tensors(folder, r"^bert\.")
-    tensors = {n if n.startswith("cls.") else f"bert.{n}": x for n, x in tensors.items()}
+    tensors = _bert_tensors(folder)
     config = models[0].config.text
     head = any(name.startswith("cls.predictions.") for name in tensors)
     names = layout.bert(text_layers=config.layers, head=head)
     state = names.collect(tensors, folder)
-    kinds = tensors.get("bert.embeddings.token_type_embeddings.weight")
-    if kinds is not None:
-        state["text.positions.weight"] = state["text.positions.weight"] + kinds[0]
     missing = config.vocabulary - len(state["text.words.weight"])
     if missing not in (0, 2):
         raise ModelError(
@@ -97,6 +94,28 @@ def load_text_weights(models: list[MatchModel | CaptionModel], folder: str) -> N
     for model in models:
         taken = {n: x for n, x in state.items() if hasattr(model, n.split(".")[0])}
         _copy(model, taken, folder, grown=("text.words.weight", "head.bias"))
+
+
+def load_query_weights(model: QFormer, folder: str) -> None:
+    """Take a Q-Former's weights from a BERT; queries, cross-attention and `[DEC]` keep theirs.
+
+    Both feed-forwards start as BERT's one.
+
+    Source: BLIP-2, arXiv:2301.12597, section 3.1, and its code (`init_Qformer`).
+
+    Args:
+        model: To be filled.
+        folder: As in `load_text_weights`, which says what is raised, too.
+    """
+    names = layout.bert_queries(text_layers=model.config.layers)
+    state = names.collect(_bert_tensors(folder), folder)
+    found, wanted = len(state["words.weight"]), model.config.vocabulary
+    if wanted - found not in (0, 1):
+        raise ModelError(
+            f"{folder}: has {found} tokens, but the vocabulary has {wanted} with [DEC]: they are "
+            "of different checkpoints"
+        )
+    _copy(model, state, folder, grown=("words.weight",))
 
 
 def start_captioner(
@@ -144,6 +163,17 @@ def _config(
         return trained(resized(config, image_size), drop, recompute)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _bert_tensors(folder: str) -> dict[str, Tensor]:
+    """A BERT's tensors with its prefix; the first token type's embedding is in the positions."""
+    tensors = _tensors(folder, r"^bert\.")
+    tensors = {n if n.startswith("cls.") else f"bert.{n}": x for n, x in tensors.items()}
+    kinds = tensors.get("bert.embeddings.token_type_embeddings.weight")
+    positions = "bert.embeddings.position_embeddings.weight"
+    if kinds is not None and positions in tensors:
+        tensors[positions] = tensors[positions] + kinds[0]
+    return tensors
 
 
 def _tensors(folder: str, prefix: str) -> dict[str, Tensor]:
