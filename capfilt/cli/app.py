@@ -1,0 +1,76 @@
+"""The application that commands register with, and what they share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from capfilt import __version__
+from capfilt.errors import ConfigError
+
+app = typer.Typer(
+    name="capfilt",
+    help="CapFilt as a service: caption and filter web image-text shards with BLIP.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"capfilt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("capfilt").setLevel(logging.DEBUG if debug else logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def speaker() -> str:
+    """Which process speaks, where torchrun has started several."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"[rank {rank}] "
+
+
+def read_config(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"-c {path}: cannot be read ({error})") from None
+
+
+def print_result(result: Any) -> None:
+    """To stdout: a dict as JSON, anything else as text."""
+    if isinstance(result, dict):
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        # In a pipe or a file, lines are not broken: they are for grep.
+        Console(width=None if sys.stdout.isatty() else 1000).print(result)
