@@ -11,7 +11,8 @@ import sys
 
 from capfilt.cli.app import app, speaker
 
-# isort: off - commands stand in `capfilt --help` as they register
+# Commands stand in `capfilt --help` in this order.
+# isort: off
 from capfilt.cli import run, ingest, train, evaluate, convert, demo  # noqa: F401
 
 # isort: on
