@@ -49,7 +49,7 @@ def evaluate_retrieval(
 
 @evaluate.command("captions")
 def evaluate_captions(
-    captioner: Annotated[str, typer.Option(help="BLIP captioner: folder or hub id.")],
+    captioner: Annotated[str, typer.Option(help="BLIP or BLIP-2 captioner: folder or hub id.")],
     pairs: Annotated[str, typer.Option(help=_CAPTIONS_FILE)],
     images: Images = None,
     split: Split = None,
@@ -72,7 +72,7 @@ def evaluate_captions(
 @evaluate.command("filter")
 def evaluate_filter(
     filter_: Annotated[
-        str, typer.Option("--filter", help="BLIP (or CLIP) filter: folder or hub id.")
+        str, typer.Option("--filter", help="BLIP, BLIP-2 or CLIP filter: folder or hub id.")
     ],
     pairs: Annotated[str, typer.Option(help="JSON(L) rows of image, caption and label (1 or 0).")],
     images: Images = None,

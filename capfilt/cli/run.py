@@ -26,11 +26,11 @@ def run(
         str, typer.Argument(metavar="OUTPUT", help="Folder of the new dataset, any fsspec URL.")
     ],
     captioner: Annotated[
-        str | None, typer.Option(help="BLIP captioner: folder or hub id, or `none`.")
+        str | None, typer.Option(help="BLIP or BLIP-2 captioner: folder or hub id, or `none`.")
     ] = None,
     filter_: Annotated[
         str | None,
-        typer.Option("--filter", help="BLIP (or CLIP) filter: folder or hub id, or `none`."),
+        typer.Option("--filter", help="BLIP, BLIP-2 or CLIP filter: folder or hub id, or `none`."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="blip (default) or blip2.")] = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="YAML file.")] = None,
