@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Blip2ForConditionalGeneration, Blip2Processor
+from transformers import Blip2ForConditionalGeneration, Blip2Processor, GPT2Tokenizer
 
 from capfilt.config import CaptionConfig
 from capfilt.errors import ModelError
@@ -20,12 +20,13 @@ from capfilt.models.blip2_load import (
     save_captioner,
 )
 from capfilt.models.images import PixelSpec
-from capfilt.models.language import LanguageSession
+from capfilt.models.language import LanguageSession, LanguageTokens
 from capfilt.models.load import load_captioner
 from tests import blip2_checkpoints
 from tests.blip2_checkpoints import QUERIES, Kind
 from tests.models.conftest import make_images, normalised
 
+OPT_VOCABULARY = Path(__file__).resolve().parents[2].parent / "shared/data/vocab/opt"
 GREEDY = CaptionConfig(method="greedy", min_length=0, max_length=16)
 BEAM = CaptionConfig(method="beam", min_length=0, max_length=12, num_beams=3, per_image=2)
 NUCLEUS = CaptionConfig(per_image=4, max_length=14)
@@ -207,6 +208,31 @@ def test_prompt_is_the_models_own_unless_given(opt: Path) -> None:
     assert given("a photo of ") == own
     assert given("two cats") != own
     assert all(caption for (caption,) in given(""))
+
+
+def test_bf16_is_of_every_part_and_writes(folder: Path) -> None:
+    captioner = load_captioner(str(folder), NUCLEUS, seed=0, precision="bf16", device="cpu")
+    assert isinstance(captioner, Blip2Captioner)
+    assert {p.dtype for p in captioner.language.parameters()} == {torch.bfloat16}
+    images = make_images(4, side=28)
+    with torch.inference_mode():
+        found, exact = captioner.model(images), load(folder).model(images)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).std() < 0.05 * exact.std()
+    captions = captioner.caption(list(images), list("abcd"))
+    assert len({caption for of_image in captions for caption in of_image}) > 8
+
+
+@pytest.mark.skipif(not OPT_VOCABULARY.is_dir(), reason="needs ../shared/data/vocab/opt")
+def test_prompt_of_the_published_vocabulary_is_the_processors(opt: Path) -> None:
+    names = GPT2Tokenizer.from_pretrained(
+        OPT_VOCABULARY, bos_token="</s>", eos_token="</s>", unk_token="</s>", add_bos_token=True
+    )
+    tokens = LanguageTokens(names, load(opt).language, "opt")
+    assert tokens.prompt("a photo of ") == [2, 102, 1345, 9]
+    assert tokens.prompt("") == [2]
+    caption = names(" two dogs on the beach\n").input_ids[1:]
+    assert tokens.decode(tokens.prompt("a photo of"), caption) == "two dogs on the beach"
 
 
 def test_prompt_without_room_is_refused(folder: Path, kind: Kind) -> None:
