@@ -4,7 +4,8 @@
 
 Both sides have the same random weights, images, texts and caption lengths (`benchmarks/rivals.py`)
 and are measured in turns in one process; each one's best turn counts. On a CPU one thread computes,
-as one does in a run's worker, 8 images at a time. With CUDA the rows are images/s of capfilt in
+as one does in a run's worker, 8 images at a time, and its own time counts, not that which others'
+work on a shared machine takes from it. With CUDA the rows are images/s of capfilt in
 bf16 at its best batch size, with how long the device waited for the host.
 
 `ratio` is capfilt at its best precision over transformers' fp32, `ratio_same_precision` fp32 over
@@ -77,12 +78,13 @@ Timed = Callable[[], Any]
 def in_turns(timed: Mapping[str, Timed], repeats: int) -> dict[str, float]:
     """Least seconds of each over rounds in turn, the first left out: others' load only adds."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     for _ in range(repeats + 1):
         for name, function in timed.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             _finish()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: min(of[1:]) for name, of in seconds.items()}
 
 
