@@ -5,8 +5,8 @@
 Both sides have the same random weights, images, texts and caption lengths (`benchmarks/rivals.py`)
 and are measured in turns in one process; each one's best turn counts. On a CPU one thread computes,
 as one does in a run's worker, 8 images at a time, and its own time counts, not that which others'
-work on a shared machine takes from it. With CUDA the rows are images/s of capfilt in
-bf16 at its best batch size, with how long the device waited for the host.
+work on a shared machine takes from it. With CUDA the rows are images/s of capfilt in bf16 at its
+best batch size, with how long the device waited for the host.
 
 `ratio` is capfilt at its best precision over transformers' fp32, `ratio_same_precision` fp32 over
 fp32, `share_of_peak` the least FLOPs of the work (`benchmarks/flops.py`) over the time and over the
