@@ -18,7 +18,7 @@ from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
 from capfilt.models.qformer import QFormer, QFormerConfig
-from capfilt.models.vit import VitConfig
+from capfilt.models.vit import VitConfig, resize_positions
 from capfilt.models.vocabulary import Vocabulary
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -85,31 +85,43 @@ def qformer_config(settings: Any, queries: int) -> QFormerConfig:
     )
 
 
-def load_query_match_model(folder: Path, settings: Any) -> QueryMatchModel:
+def load_query_match_model(
+    folder: Path, settings: Any, config: QueryConfig | None = None
+) -> QueryMatchModel:
     """The module of a `Blip2ForImageTextRetrieval` folder, on the CPU.
+
+    Args:
+        folder: Of the checkpoint.
+        settings: Its config.
+        config: In place of the checkpoint's own; positions are interpolated to its image size.
 
     Raises:
         ModelError: A tensor is missing, surplus or misshapen.
     """
-    config = query_config(settings)
+    config = config or query_config(settings)
     if not config.qformer.reads_text:
         raise ModelError(f"{folder}: qformer_config.use_qformer_text_input is false: no filter")
     with torch.device("meta"):
         model = QueryMatchModel(config)
-    return _filled(model, match_layout(config), folder, checkpoint.read_tensors(folder))
+    tensors = checkpoint.read_tensors(folder)
+    size = query_config(settings).image.image_size
+    return _filled(model, match_layout(config), folder, tensors, size)
 
 
-def load_prompt_model(folder: Path, settings: Any) -> PromptModel:
+def load_prompt_model(
+    folder: Path, settings: Any, config: QueryConfig | None = None
+) -> PromptModel:
     """The module of a `Blip2ForConditionalGeneration` folder less its language model, on the CPU.
 
-    Raises:
-        ModelError: A tensor is missing, surplus or misshapen.
+    Arguments and errors are those of `load_query_match_model`.
     """
-    config = query_config(settings)
+    config = config or query_config(settings)
     with torch.device("meta"):
         model = PromptModel(config)
     own = re.compile(rf"(?!{re.escape(_LANGUAGE)})")
-    return _filled(model, prompt_layout(config), folder, checkpoint.read_tensors(folder, own))
+    tensors = checkpoint.read_tensors(folder, own)
+    size = query_config(settings).image.image_size
+    return _filled(model, prompt_layout(config), folder, tensors, size)
 
 
 def load_qformer(folder: Path, settings: Any, *, queries: int = 32) -> QFormer:
@@ -246,13 +258,19 @@ def qformer_layout(config: QFormerConfig) -> layout.Layout:
     )
 
 
-def _filled(model: Model, names: layout.Layout, folder: Path, tensors: dict[str, Tensor]) -> Model:
+def _filled(
+    model: Model, names: layout.Layout, folder: Path, tensors: dict[str, Tensor], size: int
+) -> Model:
     for name in list(tensors):  # `qkv_bias: false` leaves zeros out
         if (match := _QKV.match(name)) and f"{match[1]}.bias" not in tensors:
             tensors[f"{match[1]}.bias"] = tensors[name].new_zeros(len(tensors[name]))
-    checkpoint.fill(model, names.collect(tensors, str(folder)), str(folder))
-    statistics = checkpoint.pixel_statistics(folder)
     assert isinstance(model, QueryMatchModel | PromptModel)
+    state, image = names.collect(tensors, str(folder)), model.config.image
+    if image.image_size != size:
+        grid = image.image_size // image.patch_size
+        state["vit.positions"] = resize_positions(state["vit.positions"], grid)
+    checkpoint.fill(model, state, str(folder))
+    statistics = checkpoint.pixel_statistics(folder)
     model.vit.pixel_mean, model.vit.pixel_std = statistics.mean, statistics.std
     return model
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from capfilt.models.blip2_load import (
     blip2_settings,
     load_language_model,
     load_prompt_model,
+    query_config,
     save_captioner,
 )
 from capfilt.models.images import PixelSpec
@@ -282,6 +284,18 @@ def test_tower_without_a_bias_for_qkv_is_loaded(tmp_path: Path) -> None:
         expected = reference.get_image_features(normalised(images)).pooler_output
         found = load(folder).model(images)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_larger_images_have_interpolated_positions(opt: Path) -> None:
+    settings = blip2_settings(opt)
+    config = query_config(settings)
+    larger = replace(config, image=replace(config.image, image_size=42))
+    reference = Blip2ForConditionalGeneration.from_pretrained(opt).eval()
+    images = make_images(2, side=42)
+    with torch.inference_mode():
+        found = load_prompt_model(opt, settings, larger).eval()(images)
+        features = reference.get_image_features(normalised(images), interpolate_pos_encoding=True)
+    torch.testing.assert_close(found, features.pooler_output, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
