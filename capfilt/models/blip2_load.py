@@ -24,6 +24,7 @@ from capfilt.models.vocabulary import Vocabulary
 Model = TypeVar("Model", bound=nn.Module)
 
 _LANGUAGE = "language_model."
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _QKV = re.compile(r"^(vision_model\.encoder\.layers\.\d+\.self_attn\.qkv)\.weight$")
 
 
@@ -37,7 +38,7 @@ def blip2_settings(folder: Path) -> Any:
         return Blip2Config.from_dict(checkpoint.read_json(folder / "config.json"))
     except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: config.json is no Blip2Config ({why})") from None
+        raise ModelError(f"{folder}: config.json cannot be read as a Blip2Config ({why})") from None
 
 
 def query_config(settings: Any) -> QueryConfig:
@@ -185,14 +186,17 @@ def load_language_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: There is none, or it asks for code of its own.
     """
+    # Without any of them transformers makes an empty tokenizer.
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(
+            f"{folder}: has none of {', '.join(_TOKENIZERS)}: save the checkpoint's processor or "
+            "tokenizer into the folder"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         why = " ".join(str(error).split())[:160]
-        raise ModelError(
-            f"{folder}: its tokenizer cannot be loaded ({why}): save the checkpoint's processor or "
-            "tokenizer into the folder"
-        ) from None
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded ({why})") from None
 
 
 def load_vocabulary(folder: Path, settings: Any) -> Vocabulary:

@@ -286,6 +286,21 @@ def test_tower_without_a_bias_for_qkv_is_loaded(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def test_folder_without_a_tokenizer_is_refused(opt: Path, tmp_path: Path) -> None:
+    shutil.copytree(opt, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has none of tokenizer\.json, .* save the checkpoint's"):
+        load(tmp_path / "copy")
+
+
+def test_language_model_that_transformers_does_not_know_is_named(opt: Path, tmp_path: Path) -> None:
+    shutil.copytree(opt, tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "opt"', '"model_type": "mine"'))
+    with pytest.raises(ModelError, match=r"cannot be read as a Blip2Config \(.*mine"):
+        load(tmp_path / "copy")
+
+
 def test_larger_images_have_interpolated_positions(opt: Path) -> None:
     settings = blip2_settings(opt)
     config = query_config(settings)
