@@ -54,9 +54,14 @@ class Stock:
     def size(self) -> int:
         return int(self.lengths.sum())
 
+    @property
+    def rate(self) -> Fraction:
+        """Examples that an epoch shows, on average: whole epochs have one more or less."""
+        return self.weight * self.size
+
     def seen_before(self, epoch: int) -> int:
         """How many examples earlier epochs have shown."""
-        return int(epoch * self.weight * self.size)
+        return int(epoch * self.rate)
 
 
 class Span(NamedTuple):
@@ -106,8 +111,7 @@ class Order:
     @property
     def steps_per_epoch(self) -> float:
         """On average over epochs; the tail of one is part of the next one's first step."""
-        shown = sum((stock.weight * stock.size for stock in self.stocks), Fraction(0))
-        return float(shown / self.step_size)
+        return float(_rate(self.stocks) / self.step_size)
 
     def seen_before(self, epoch: int) -> int:
         """How many examples earlier epochs have shown, on all ranks."""
@@ -115,8 +119,7 @@ class Order:
 
     def epoch_at(self, position: int) -> int:
         """The epoch of an example by its position among all that are ever shown."""
-        rate = sum((stock.weight * stock.size for stock in self.stocks), Fraction(0))
-        epoch = max(0, int(position / rate) - 1)
+        epoch = max(0, int(position / _rate(self.stocks)) - 1)
         while self.seen_before(epoch + 1) <= position:
             epoch += 1
         return epoch
@@ -195,8 +198,9 @@ class _Epoch:
 @lru_cache(maxsize=4)
 def _epoch(stocks: tuple[Stock, ...], seed: int, world: int, epoch: int) -> _Epoch:
     sizes = [stock.seen_before(epoch + 1) - stock.seen_before(epoch) for stock in stocks]
-    # So small that every section has some for each of its lanes, so large that few are cut.
-    most = max(1, sum(sizes) // (world * SECTIONS * LANES))
+    # So small that every section has some for each of its lanes, so large that few are cut; the
+    # same in all epochs: a cycle that goes through several must be cut in one way.
+    most = max(1, int(_rate(stocks) / (world * SECTIONS * LANES)))
     parts, places = [], []
     for index, (stock, size) in enumerate(zip(stocks, sizes, strict=True)):
         rows = _shown(stock, index, seed, epoch, most)
@@ -205,6 +209,10 @@ def _epoch(stocks: tuple[Stock, ...], seed: int, world: int, epoch: int) -> _Epo
         places.append(middle / max(size, 1))
     rows = np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
     return _Epoch(rows, np.cumsum(rows[:, 4] - rows[:, 3]).tolist())
+
+
+def _rate(stocks: Sequence[Stock]) -> Fraction:
+    return sum((stock.rate for stock in stocks), Fraction(0))
 
 
 def _shown(stock: Stock, dataset: int, seed: int, epoch: int, most: int) -> Ints:

@@ -75,6 +75,15 @@ def test_a_weight_of_a_fifth_shows_each_example_once_in_five_epochs() -> None:
     assert Counter(key[3] for key in keys if key[0] == 1) == dict.fromkeys(range(5), 20)
 
 
+def test_a_cycle_of_several_epochs_is_cut_in_one_way() -> None:
+    """Its epochs show 6,143 and 6,144 examples, on either side of a longer piece."""
+    stocks = (stock(*[1000] * 30, 719, weight="0.2"),)
+    order = Order(stocks, 0, 0, 1, 30719)
+    keys = step_keys(order, 0)
+    assert len(set(keys)) == 30719
+    assert {key[3] for key in keys} == {0}
+
+
 def test_a_weight_of_two_shows_each_example_twice_an_epoch() -> None:
     keys = seen((stock(30, weight="2"),), 1, 4, 15)
     assert Counter(key[:3] for key in keys) == {(0, 0, i): 2 for i in range(30)}
