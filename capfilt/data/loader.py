@@ -15,8 +15,10 @@ import itertools
 import logging
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -120,7 +122,8 @@ class Loader:
             # Nothing of a worker touches CUDA, and a fork has torch imported already.
             multiprocessing_context="fork",
         )
-        self._running = iter(loader)
+        with _own_handler_of_dead_children():
+            self._running = iter(loader)
         for number in itertools.count():
             if self._running is None:  # closed meanwhile
                 return
@@ -134,8 +137,10 @@ class Loader:
     def close(self) -> None:
         """End the workers."""
         if self._running is not None:
-            self._running._shutdown_workers()
-            self._running = None
+            running, self._running = self._running, None
+            running._shutdown_workers()
+            for worker in running._workers:
+                worker.kill()  # one that still waits for a store has not heard, nor would a SIGTERM
 
     def _parcel(self) -> Parcel:
         try:
@@ -189,6 +194,19 @@ def _workers(asked: int) -> int:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         asked = len(os.sched_getaffinity(0)) // ranks_here
     return max(n for n in range(1, SECTIONS + 1) if SECTIONS % n == 0 and n <= max(asked, 1))
+
+
+@contextmanager
+def _own_handler_of_dead_children() -> Iterator[None]:
+    """Keep what is done at SIGCHLD, for which torch's DataLoader sets a handler of its own.
+
+    That one raises wherever the main thread is, in the middle of a step, too. Whoever asks for the
+    next batch hears of a dead worker anyhow.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 def _begin_worker(_number: int) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -252,20 +255,46 @@ def test_a_shard_that_lost_its_end_is_one_line(
         first(loader, 8)
 
 
-def test_a_killed_worker_is_one_line(vocabulary: Vocabulary, output: DatasetConfig) -> None:
-    loader = open_loader(vocabulary, output, workers=2)
-    batches: Iterator[Batch] = loader.batches()
-    next(batches)
-    children = [
+def workers_of_this_process() -> list[int]:
+    """Process ids of the loader's workers."""
+    return [
         int(pid)
         for file in Path("/proc/self/task").glob("*/children")
         for pid in file.read_text().split()
         if b"multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
-    os.kill(children[-1], signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(vocabulary: Vocabulary, output: DatasetConfig) -> None:
+    loader = open_loader(vocabulary, output, workers=2)
+    batches: Iterator[Batch] = loader.batches()
+    next(batches)
+    os.kill(workers_of_this_process()[-1], signal.SIGKILL)
+    time.sleep(0.5)  # a step that goes on: the next batch is where one hears of it
     with pytest.raises(InputError, match=r"^a data worker died [^\n]* lower data.workers \(2\)$"):
         list(islice(batches, 50))
     loader.close()
+
+
+def test_close_ends_a_worker_that_hangs(
+    vocabulary: Vocabulary, output: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds
+    others = workers_of_this_process()
+    loader = open_loader(vocabulary, output)
+    next(loader.batches())
+    [worker] = (pid for pid in workers_of_this_process() if pid not in others)
+    os.kill(worker, signal.SIGSTOP)
+    loader.close()
+    try:
+        until = time.monotonic() + 20
+        while worker in workers_of_this_process():  # a dead one goes when its parent asks for it
+            multiprocessing.active_children()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_close_ends_the_batches(vocabulary: Vocabulary, output: DatasetConfig) -> None:
