@@ -118,7 +118,7 @@ class Loop:
 
     def _train(self, first: int) -> Row:
         with ExitStack() as stack:
-            stack.enter_context(fast_products())
+            stack.enter_context(fast_products(self._ranks.device))
             stop = stack.enter_context(Stop(self._output.folder))
             progress = logged = None
             if self._ranks.is_first:
