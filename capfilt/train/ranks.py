@@ -72,10 +72,17 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    failed = False
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    except Exception:
+        failed = True
+        raise
     finally:
-        dist.destroy_process_group()
+        # A rank that fails alone must exit, so that torchrun ends the others, which wait for it in
+        # the middle of a step: NCCL would wait for them before the group is gone.
+        if not failed:
+            dist.destroy_process_group()
 
 
 def by_torchrun() -> bool:
