@@ -96,7 +96,7 @@ class BlipPretrain(nn.Module):
             config.image, config.text, embedding=config.embedding, vocabulary=tokens.size
         )
         sizes = trained(sizes, config.drop, config.recompute)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, self.captioner = MatchModel(sizes), CaptionModel(sizes)
             initial.from_scratch(model, self.captioner)

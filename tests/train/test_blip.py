@@ -217,6 +217,15 @@ def test_seed_decides_new_weights_and_leaves_the_callers_generator() -> None:
     assert one.state_dict()[name].std() == pytest.approx(0.02, rel=0.1)
 
 
+def test_new_weights_ask_no_gpu_for_its_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", asked.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    BlipPretrain(CONFIG, TOKENS, seed=0)
+    assert asked == []
+
+
 def test_finetuning_without_a_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="start is not set: give the folder of a BlipForImage"):
         FilterFinetune.load(FilterConfig(), vocabulary=tmp_path, seed=0)
