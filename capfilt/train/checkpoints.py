@@ -115,6 +115,12 @@ class Checkpoints:
             shutil.rmtree(old)
         return folder
 
+    def clean(self) -> None:
+        """Remove what a killed process has left of checkpoints that it was writing or removing."""
+        for folder in self._folder.glob("step-*[0-9]"):
+            if not (folder / _MARK).exists():
+                shutil.rmtree(folder)
+
     def check_space(self, size_bytes: int) -> None:
         """Refuse a disk that cannot hold the checkpoints that are kept, and one on its way.
 

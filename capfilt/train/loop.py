@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from capfilt.errors import TrainingError
@@ -55,9 +55,14 @@ class Loop:
         """Train from the last checkpoint, or the start, to the end.
 
         Raises:
+            ConfigError: Another process trains in the folder; the disk is too small.
             TrainingError: A loss is not finite; memory is short.
             KeyboardInterrupt: Somebody wished to stop; a checkpoint has been written.
         """
+        with self._output.held() if self._ranks.is_first else nullcontext():
+            return self._run()
+
+    def _run(self) -> Summary:
         started = time.monotonic()
         with closing(self._training.data):
             first = self._prepare()
@@ -88,6 +93,7 @@ class Loop:
         if self._ranks.is_first:
             tensors = unique_tensors(self._stepper.model).values()
             of_model = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self._checkpoints.clean()
             self._checkpoints.check_space(of_model + self._stepper.optimiser.size_bytes)
             self._output.claim(self._stage, self._config)
             found = self._checkpoints.last()

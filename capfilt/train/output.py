@@ -6,6 +6,7 @@ log.jsonl        see `capfilt.train.log`
 tensorboard/
 summary.json     what came of it, once it is done
 captioner/ filter/   what the stage makes, as `capfilt run` takes it
+.lock            held by the process that trains here
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from capfilt.errors import ConfigError
 from capfilt.io import files
+from capfilt.io.lock import locked
 from capfilt.io.publish import write_bytes
 from capfilt.schema import to_dict
 from capfilt.train import stop
@@ -28,6 +31,8 @@ from capfilt.train.training import Summary
 
 RECORD = "train.json"
 SUMMARY = "summary.json"
+_LOCK = ".lock"
+_WAIT_S = 10.0  # for a process that was told to stop, or whose machine Ray has just given up
 _LIBRARIES = ("capfilt", "torch", "transformers", "numpy", "pillow", "simplejpeg")
 
 
@@ -60,6 +65,18 @@ class Output:
                 f"--out {self.folder} holds another training: {'; '.join(changed)}. "
                 "Give this one its own folder"
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out inside the `with` block: two would mix their checkpoints.
+
+        Raises:
+            ConfigError: Another one is training here.
+        """
+        with locked(self.folder / _LOCK, wait_s=_WAIT_S) as mine:
+            if not mine:
+                raise ConfigError(f"--out {self.folder}: another process is training in it")
+            yield
 
     def claim(self, stage: str, config: TrainConfig) -> None:
         """Write down whose folder this is.

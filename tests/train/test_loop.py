@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,45 @@ def test_checkpoint_of_a_model_of_another_size_is_refused(tmp_path: Path) -> Non
         wider = Training(toy.ToyModel(width=9), of_toy.data, of_toy.exports)
         with pytest.raises(ModelError, match=r"another size: queue has shape \[4, 8\] there"):
             run_training(tmp_path, config, ranks, wider)
+
+
+def test_loop_removes_what_a_killed_process_left_of_a_checkpoint(tmp_path: Path) -> None:
+    half = tmp_path / "checkpoints/step-00000005"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"whole")
+    (half / ".optimiser.safetensors.host-1-00000000.tmp").write_bytes(b"half")
+    run(tmp_path)
+    assert steps(tmp_path) == ["step-00000006", "step-00000008"]
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from capfilt.train.output import Output
+
+with Output(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_output_that_another_process_trains_in_is_refused_while_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capfilt.train.output._WAIT_S", 0.2)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process is training in it"):
+            run(tmp_path)
+        other.kill()
+    assert run(tmp_path).steps == 8
 
 
 def test_output_of_another_training_is_refused(tmp_path: Path) -> None:
