@@ -12,7 +12,7 @@ ranks by themselves). All that goes on from step to step is in `state_dict()`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +56,10 @@ class BlipConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
 
+    def __post_init__(self) -> None:
+        if not self.itc.temperature:
+            raise ValueError("itc.temperature is 0, but no checkpoint here has learned one")
+
 
 @dataclass(frozen=True)
 class CaptionerConfig:
@@ -74,7 +78,7 @@ class FilterConfig:
 
     start: str = ""  # folder of a `BlipForImageTextRetrieval`
     image_size: int = 384
-    itc: ItcConfig = field(default_factory=ItcConfig)
+    itc: ItcConfig = field(default_factory=lambda: ItcConfig(temperature=0.0))
     itm: ItmConfig = field(default_factory=lambda: ItmConfig(negatives="all_ranks"))
     drop: DropConfig = field(default_factory=DropConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
@@ -174,7 +178,8 @@ class BlipPretrain(nn.Module):
 
     def export_filter(self, folder: Path, vocabulary: Path) -> None:
         """Save the encoder as a `BlipForImageTextRetrieval` with tokenizer and processor."""
-        export(self.matcher.model, folder, vocabulary)
+        temperature = self.matcher.itc.temperature.item()
+        export(self.matcher.model, folder, vocabulary, temperature=temperature)
 
 
 class CaptionerFinetune(nn.Module):
@@ -223,6 +228,9 @@ class FilterFinetune(nn.Module):
     def load(cls, config: FilterConfig, *, vocabulary: Path, seed: int) -> FilterFinetune:
         """As `BlipPretrain.load`; `vocabulary` may be the folder it starts from."""
         model = initial.start_filter(config.start, config.image_size, config.drop, config.recompute)
+        if not config.itc.temperature:
+            itc = replace(config.itc, temperature=initial.start_temperature(config.start))
+            config = replace(config, itc=itc)
         return cls(config, model, Tokens.of(blip_tokenizer(vocabulary)), seed=seed)
 
     def check_batch(self, images: int, ranks: int) -> None:
@@ -238,7 +246,8 @@ class FilterFinetune(nn.Module):
 
     def export_filter(self, folder: Path, vocabulary: Path) -> None:
         """As `BlipPretrain.export_filter`."""
-        export(self.matcher.model, folder, vocabulary)
+        temperature = self.matcher.itc.temperature.item()
+        export(self.matcher.model, folder, vocabulary, temperature=temperature)
 
 
 def _shares_cross_attention(encoder: MatchModel, decoder: CaptionModel) -> bool:

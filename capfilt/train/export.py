@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from transformers import BertTokenizer, BlipConfig
 
 from capfilt.models import convert
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
+from capfilt.train.itc import COLDEST, WARMEST
 
 
-def export(model: CaptionModel | MatchModel, folder: Path, vocabulary: Path) -> None:
+def export(
+    model: CaptionModel | MatchModel,
+    folder: Path,
+    vocabulary: Path,
+    *,
+    temperature: float | None = None,
+) -> None:
     """Save a trained model in transformers' layout, with tokenizer and image processor.
 
     Args:
         model: Saved as `BlipForConditionalGeneration` or `BlipForImageTextRetrieval`.
         folder: Made if absent.
         vocabulary: As it was trained with: `vocab.txt`, or a folder with a tokenizer.
+        temperature: Of ITC, for a training that starts from here; None: there was no ITC.
 
     Raises:
         ModelError: There is no such vocabulary.
     """
     tokenizer = convert.blip_tokenizer(vocabulary)
-    convert.save(model, folder, _settings(model.config, tokenizer), tokenizer=tokenizer)
+    settings = _settings(model.config, tokenizer)
+    if temperature is not None:
+        settings.logit_scale_init_value = -math.log(min(max(temperature, COLDEST), WARMEST))
+    convert.save(model, folder, settings, tokenizer=tokenizer)
 
 
 def _settings(config: MedConfig, tokenizer: BertTokenizer) -> BlipConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from capfilt.models.load import blip_settings, load_caption_model, load_match_mo
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.qformer import QFormer
 from capfilt.models.vit import ViT, resize_positions
+from capfilt.train.itc import COLDEST, WARMEST
 from capfilt.train.towers import DropConfig, RecomputeConfig, resized, trained
 
 _STD = 0.02
@@ -143,6 +145,16 @@ def start_filter(
     settings = blip_settings(path)
     config = _config(med_config(settings), image_size, drop, recompute)
     return load_match_model(path, settings, config)
+
+
+def start_temperature(folder: str) -> float:
+    """ITC's, as the checkpoint's training has learned it.
+
+    transformers has no such tensor in a `BlipForImageTextRetrieval`. A training of ours leaves it
+    in `config.json`; of others it is 0.07, at which all of them begin.
+    """
+    scale = float(blip_settings(_start(folder, "filter")).logit_scale_init_value)
+    return min(max(math.exp(-scale), COLDEST), WARMEST)
 
 
 def _start(folder: str, role: checkpoint.Role) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from capfilt.errors import ConfigError
 from capfilt.train.gather import gather
 
-_COLDEST, _WARMEST = 0.001, 0.5
+COLDEST, WARMEST = 0.001, 0.5  # temperatures
 _NEVER = -1e4  # as a similarity over the temperature, which is at most 1000 otherwise
 
 
@@ -30,7 +30,8 @@ class ItcConfig:
     momentum: float = 0.995
     alpha: float = 0.4  # weight of the soft targets
     ramp_steps: int = 0  # over which alpha grows from 0; the paper's 2 epochs when pre-training
-    temperature: float = 0.07  # at the start; learned, clamped to [0.001, 0.5]
+    # At the start; learned, clamped to [0.001, 0.5]. 0: as the checkpoint to start from has it.
+    temperature: float = 0.07
 
     def __post_init__(self) -> None:
         if self.queue < 0:
@@ -40,7 +41,7 @@ class ItcConfig:
         for name, low, high in (
             ("momentum", 0.0, 1.0),
             ("alpha", 0.0, 1.0),
-            ("temperature", _COLDEST, _WARMEST),
+            ("temperature", COLDEST if self.temperature else 0.0, WARMEST),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be in [{low}, {high}], is {getattr(self, name)}")
@@ -163,7 +164,7 @@ class Itc(nn.Module):
         self.config.check_batch(len(everyone.image))
         known = everyone.joined(self.queue.pairs)
         with torch.no_grad():
-            self.temperature.clamp_(_COLDEST, _WARMEST)
+            self.temperature.clamp_(COLDEST, WARMEST)
             empty = torch.cat([torch.zeros_like(everyone.image_ids).bool(), self.queue.empty()])
             positive = own.same(known) & ~empty
             hard = positive / positive.sum(1, keepdim=True)

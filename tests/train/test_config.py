@@ -45,6 +45,7 @@ def test_stage_unknown_names_the_nearest() -> None:
         ("optimiser.lr=0", "optimiser.lr must be above 0"),
         ("schedule.decay=linear", "schedule.decay: 'linear' is none of factor, cosine"),
         ("data.image_size=384", "data.image_size is 384 but model.image.image_size is 224"),
+        ("model.itc.temperature=0", "itc.temperature is 0, but no checkpoint here has learned one"),
         ("loop.epochs", "write it as key=value"),
     ],
 )

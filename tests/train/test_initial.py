@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,7 @@ from capfilt.train.blip import (
     FilterFinetune,
 )
 from capfilt.train.initial import load_image_weights, load_text_weights
+from capfilt.train.stage import Stage
 from capfilt.train.towers import DropConfig
 from tests.models.conftest import make_images, normalised
 from tests.train.small import CONFIG, TOKENS, make_batch, make_model, spread, vocabulary
@@ -253,6 +255,29 @@ def test_finetuning_goes_on_from_pretraining_at_another_resolution(pretrained: P
     filter_.matcher.itc.config = small
     with pytest.raises(ConfigError, match="no multiple of the 7 images"):
         filter_.check_batch(7, 1)
+
+
+def test_finetuning_goes_on_with_the_temperature_that_was_learned(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.matcher.itc.temperature.fill_(0.0123)
+    model.export_filter(tmp_path / "filter", vocabulary(tmp_path / "names"))
+
+    def start(config: FilterConfig) -> FilterFinetune:
+        return FilterFinetune.load(
+            replace(config, start=str(tmp_path / "filter"), image_size=32),
+            vocabulary=tmp_path / "names",
+            seed=0,
+        )
+
+    config = Stage.load("blip_finetune_filter").config.model
+    assert start(config).matcher.itc.temperature.item() == pytest.approx(0.0123)
+    chosen = replace(config, itc=replace(config.itc, temperature=0.3))
+    assert start(chosen).matcher.itc.temperature.item() == pytest.approx(0.3)
+    settings = json.loads((tmp_path / "filter/config.json").read_text())
+    del settings["logit_scale_init_value"]  # as of another maker
+    (tmp_path / "filter/config.json").write_text(json.dumps(settings))
+    assert start(config).matcher.itc.temperature.item() == pytest.approx(0.07, rel=1e-4)
 
 
 def test_start_of_another_kind_or_resolution_is_refused(pretrained: Path) -> None:

@@ -145,7 +145,7 @@ def test_queue_that_the_step_does_not_divide_is_refused() -> None:
         Itc(ItcConfig(queue=4), WIDTH)(pairs(0, [1, 2, 3]), pairs(1, [1, 2, 3]), 0.4)
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.0}, {"alpha": 1.1}, {"queue": -1}])
+@pytest.mark.parametrize("change", [{"temperature": 0.0005}, {"alpha": 1.1}, {"queue": -1}])
 def test_config_out_of_range_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         ItcConfig(**change)  # type: ignore[arg-type]
