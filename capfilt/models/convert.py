@@ -7,6 +7,7 @@ They are read here, once and on purpose, with torch's weights-only unpickler, ne
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -71,6 +72,8 @@ def convert(
         tensors[name] = resize_positions(
             tensors[name], image_size // settings.vision_config.patch_size
         )
+    if original and "temp" in tensors:  # of ITC: transformers' class has no tensor for it
+        settings.logit_scale_init_value = -math.log(tensors["temp"].item())
     sizes = med_config(settings)
     model = _empty(sizes, role)
     state = _names(model, original=original).collect(tensors, str(source))

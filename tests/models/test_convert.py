@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -55,7 +56,7 @@ def pretraining(
         if re.match(r"(visual_encoder|text_encoder|vision_proj|text_proj)\.", name)
     }
     state |= {name: torch.zeros(32, 8) for name in ("image_queue", "text_queue")}
-    state |= {"queue_ptr": torch.zeros(1), "ptr_queue": torch.zeros(1), "temp": torch.tensor(0.07)}
+    state |= {"queue_ptr": torch.zeros(1), "ptr_queue": torch.zeros(1), "temp": torch.tensor(0.02)}
     for half in ("text_encoder", "text_decoder.bert"):
         state[f"{half}.embeddings.position_ids"] = torch.arange(64)[None]
     torch.save({"model": state, "epoch": 3}, tmp_path / "model.pth")
@@ -105,6 +106,7 @@ def test_original_filter_converts_to_what_transformers_loads(
         config=hf_filter.config,
     )
     theirs, loading = BlipForImageTextRetrieval.from_pretrained(folder, output_loading_info=True)
+    assert theirs.config.logit_scale_init_value == pytest.approx(math.log(1 / 0.02))
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     for name, tensor in hf_filter.state_dict().items():
