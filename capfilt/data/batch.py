@@ -36,12 +36,3 @@ class Batch:
             image_ids=self.image_ids.to(device, non_blocking=non_blocking),
             text_ids=self.text_ids.to(device, non_blocking=non_blocking),
         )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's loader calls it by this name."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            image_ids=self.image_ids.pin_memory(),
-            text_ids=self.text_ids.pin_memory(),
-        )
