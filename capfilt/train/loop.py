@@ -45,7 +45,8 @@ class Loop:
         self._output = Output(out)
         self._passes = config.loop.accumulate
         self._per_epoch = training.data.steps_per_epoch / self._passes
-        self.steps = config.loop.steps or math.ceil(config.loop.epochs * self._per_epoch)
+        # Whole epochs may come out a last digit above a whole number of steps.
+        self.steps = config.loop.steps or math.ceil(config.loop.epochs * self._per_epoch - 1e-6)
         self._schedule = Schedule(config.schedule, config.optimiser.lr, self._per_epoch, self.steps)
         self._stepper = Stepper(training.model, config, ranks)
         self._checkpoints = Checkpoints(out, keep=config.loop.keep)

@@ -26,7 +26,8 @@ class Schedule:
         The decay goes down once per epoch. During the warm-up the rate is on the line from
         `warmup_lr` to `lr`, or on the decay where that is lower (warm-ups longer than an epoch).
         """
-        decayed = self._decayed(math.floor(step / self.steps_per_epoch))
+        # A step that begins an epoch may come out a last digit below it.
+        decayed = self._decayed(math.floor(step / self.steps_per_epoch + 1e-9))
         if step >= self.config.warmup_steps:
             return decayed
         low = self.config.warmup_lr

@@ -79,6 +79,14 @@ def test_loop_resumed_has_the_curve_of_an_uninterrupted_one(breaks_at: int, tmp_
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_loop_of_whole_epochs_has_no_step_too_many(tmp_path: Path) -> None:
+    config = toy.config(epochs=7)
+    with joined() as ranks:
+        training = toy.training(config, ranks)
+        training.data.steps_per_epoch = 29 / 7  # times 7 it is above 29
+        assert Loop(training, config, ranks, stage="toy", out=tmp_path).steps == 29
+
+
 def test_loop_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     run(tmp_path)
     rows = curve(tmp_path)

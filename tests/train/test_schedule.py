@@ -30,6 +30,13 @@ def test_schedule_cosine_changes_once_per_epoch() -> None:
     assert schedule.at(19) == schedule.at(10)
 
 
+def test_schedule_epochs_of_a_fraction_of_a_step_begin_where_they_end() -> None:
+    config = ScheduleConfig(warmup_steps=0)
+    for steps in range(1, 500):  # of ten epochs
+        schedule = Schedule(config, lr=1.0, steps_per_epoch=steps / 10, steps=10 * steps)
+        assert schedule.at(steps) == pytest.approx(max(0.9**10, 1e-6))
+
+
 def test_schedule_warm_up_longer_than_an_epoch_stays_below_the_decay() -> None:
     config = ScheduleConfig(factor=0.1, warmup_steps=20, warmup_lr=0.0)
     schedule = Schedule(config, lr=1.0, steps_per_epoch=10, steps=100)
