@@ -11,7 +11,7 @@ Source: BLIP, arXiv:2201.12086, sections 4.2, 5.1 and 5.2; the choices are those
 from collections.abc import Sequence
 
 from capfilt.config import NONE, RunConfig, resolve
-from capfilt.errors import ConfigError
+from capfilt.errors import ConfigError, InputError
 from capfilt.evaluate.captions import Captions, evaluate_captions
 from capfilt.evaluate.filter_quality import FilterQuality, evaluate_filter
 from capfilt.evaluate.noise import Noise, is_run, noise_of_images, noise_of_run
@@ -81,6 +81,7 @@ def filter_quality(
     overrides: Sequence[str] = (),
 ) -> FilterQuality:
     """Tell matching pairs from others."""
+    _check(threshold)
     has_itm = architecture_of(resolve_folder(filter_), "filter") == MATCH_FILTER
     config = resolve(
         preset="blip" if has_itm else "blip2",
@@ -108,6 +109,9 @@ def noise(
     overrides: Sequence[str] = (),
 ) -> Noise:
     """Count the captions that the filter rejects: those of a run, or new ones."""
+    _check(threshold)
+    if not files.exists(place):
+        raise InputError(f"{place}: no such folder")
     if is_run(place):
         if captioner or filter_ or limit is not None or overrides:
             raise ConfigError(
@@ -142,6 +146,11 @@ def noise(
         threshold=config.selection.min_match_prob,
         limit=limit,
     )
+
+
+def _check(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold is a probability in [0, 1], is {threshold:g}")
 
 
 def _pictures(config: RunConfig, images: str | None, pairs: str) -> Pictures:

@@ -44,7 +44,8 @@ def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
         split: Take the rows of this split alone.
 
     Raises:
-        InputError: It has no known form, an image has no caption, or there is no such split.
+        InputError: It has no known form, an image has no caption, there is no such split, or the
+            pairs are labelled: not all of them match.
     """
     tree = _parse(url)
     if isinstance(tree, dict):
@@ -53,6 +54,11 @@ def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
     else:
         column = _caption_column(tree)
         rows = _rows(tree, url, ["image", column], split)
+        if any("label" in row for row in rows):
+            raise InputError(
+                f"{url}: its rows have a `label`, but captions are all right: labelled pairs are "
+                "for `capfilt evaluate filter`"
+            )
         tree = [{"image": row["image"], "caption": row[column]} for row in rows]
     by_image = captions_by_image(tree, url)
     found = []

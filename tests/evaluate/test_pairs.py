@@ -70,6 +70,8 @@ def test_split_takes_its_rows_alone(tmp_path: Path) -> None:
         (ROWS, "dev", "row 1 has no split; it has image, caption"),
         (GROUPED, "val", "no split 'val'; it has dev, test"),
         (COCO, "dev", "no splits"),
+        (LABELLED, None, "its rows have a `label`.* for `capfilt evaluate filter`"),
+        ([GROUPED[0], {**GROUPED[0], "label": 0}], "dev", "its rows have a `label`"),
         ({"images": COCO["images"], "annotations": []}, None, r"image x/7\.jpg has no caption"),
         ({"images": COCO["images"]}, None, "not a captions file"),
         ([{"image": "7.jpg", "captions": []}], None, r"image 7\.jpg has no caption"),
