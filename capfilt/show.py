@@ -154,10 +154,10 @@ def verification_text(found: Verification) -> RenderableType:
 def retrieval_text(found: Retrieval) -> RenderableType:
     """Recalls in percent, as papers print them."""
     table = _figures("", "R@1", "R@5", "R@10")
-    stages = {"ITC": found.itc}
-    if found.itm is not None:
-        stages[f"ITM of the first {found.k_test}"] = found.itm
-    for way in ("text_to_image", "image_to_text"):
+    for way, candidates in (("text_to_image", found.images), ("image_to_text", found.texts)):
+        stages = {"ITC": found.itc}
+        if found.itm is not None:
+            stages[f"ITM of the first {min(found.k_test, candidates)}"] = found.itm
         for stage, ranking in stages.items():
             recall = getattr(ranking, way)
             shares = (f"{100 * share:.1f}" for share in (recall.r1, recall.r5, recall.r10))

@@ -63,7 +63,7 @@ class Retrieval:
     filter: ModelIdentity
     images: int
     texts: int
-    k_test: int
+    k_test: int  # of the candidates that there are: one direction may have fewer
     itc: Ranking
     itm: Ranking | None
     seconds: float
@@ -146,7 +146,7 @@ def evaluate_retrieval(
         filter=filter_.identity,
         images=len(pairs),
         texts=len(texts),
-        k_test=k_test,
+        k_test=min(k_test, len(texts)),
         itc=Ranking(to_image.recall(), to_text.recall()),
         itm=itm,
         seconds=round(time.monotonic() - started, 3),

@@ -29,6 +29,13 @@ LABELLED = [
 ]
 
 
+def put_run(folder: Path) -> str:
+    """A run of which nothing is done."""
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    return str(folder)
+
+
 @pytest.fixture
 def files(
     pictures: Path, captioner_folder: Path, filter_folder: Path, clip_folder: Path, tmp_path: Path
@@ -42,6 +49,7 @@ def files(
         "captions": put_lines(tmp_path / "captions.jsonl", CAPTIONS),
         "labelled": put_lines(tmp_path / "labelled.jsonl", LABELLED),
         "alike": put_lines(tmp_path / "alike.jsonl", LABELLED[:1]),
+        "run": put_run(tmp_path / "run"),
         "tmp": str(tmp_path),
     }
 
@@ -107,6 +115,14 @@ def test_json_has_the_figures_of_the_table(capfilt: Any) -> None:
     assert f"{quality['similarity']['roc_auc']:.4f}" in capfilt(COMMANDS["filter"])[1]
 
 
+def test_a_table_says_how_many_candidates_there_were(capfilt: Any) -> None:
+    line = COMMANDS["retrieval"].replace("--k-test 4", "--k-test 256")
+    assert json.loads(capfilt(f"{line} --json")[1])["k_test"] == 24
+    table = capfilt(line)[1]
+    assert "text to image, ITM of the first 12 " in table
+    assert "image to text, ITM of the first 24 " in table
+
+
 def test_images_lie_beside_the_file_unless_told(files: dict[str, str], capfilt: Any) -> None:
     rows = [{**row, "image": f"pictures/{row['image']}"} for row in CAPTIONS]
     (Path(files["tmp"]) / "pictures").symlink_to(files["images"])
@@ -164,7 +180,21 @@ def test_without_candidates_retrieval_is_by_itc_alone(capfilt: Any) -> None:
             "filter --filter {filter} --pairs {alike} --images {images}",
             "the labels of the file are all the same",
         ),
-        (f"{COMMANDS['filter']} --threshold 2", "in [0, 1]"),
+        (
+            "captions --captioner {captioner} --pairs {labelled} --images {images}",
+            "labelled pairs are for `capfilt evaluate filter`",
+        ),
+        (
+            "retrieval --filter {filter} --pairs {labelled} --images {images}",
+            "labelled pairs are for `capfilt evaluate filter`",
+        ),
+        (
+            f"{COMMANDS['filter']} --threshold 2",
+            "capfilt: --threshold is a probability in [0, 1], is 2\n",
+        ),
+        (f"{COMMANDS['noise']} --threshold 1.5", "--threshold is a probability in [0, 1], is 1.5"),
+        ("noise {run} --threshold -1", "--threshold is a probability in [0, 1], is -1"),
+        ("noise {tmp}/nothere", "nothere: no such folder"),
         (
             "filter --filter {clip} --pairs {labelled} --images {images} --threshold 0.5",
             "needs scoring.match_prob",
