@@ -26,6 +26,7 @@ from capfilt.io.publish import clean_temporary
 from capfilt.record import ModelIdentity
 from capfilt.run.engine import Done, Engine, GaveUp, Work
 from capfilt.run.manifest import Manifest
+from capfilt.run.output import check_output
 from capfilt.run.plan import Plan, make_plan
 from capfilt.run.progress import Progress
 from capfilt.run.task import Task
@@ -119,6 +120,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
     """
     config, where = _absolute(config, where)
+    _check_places(where)
     models = inspect_models(config)
     task = Task(_settled(config, models), models, where.output)
     inputs = _find(where)
@@ -208,9 +210,13 @@ def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
     return replace(config, **models), where
 
 
-def _find(where: Where) -> Inputs:
+def _check_places(where: Where) -> None:
     if where.output == where.input or where.input.startswith(f"{where.output}/"):
         raise ConfigError(f"OUTPUT {where.output} holds INPUT: give the new dataset its own folder")
+    check_output(where.output)
+
+
+def _find(where: Where) -> Inputs:
     inputs = find_shards(where.input, allow_unfinished=where.allow_unfinished)
     shards = inputs.shards
     if where.human is not None:
