@@ -88,10 +88,13 @@ def resources(
         fit = sum(cpus)
         count = workers or min(fit, sum(cpu > 0 for cpu in cpus))
     if not 1 <= count <= fit:
+        advice = f"lower {option} or --gpus-per-worker"
+        if each and not any(gpus):
+            advice = "--gpus-per-worker 0 uses CPUs"
         raise ConfigError(
             f"{count or 1} workers with {each:g} GPU and a CPU core each were asked for, but the "
             f"cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs on {len(nodes)} nodes, room for "
-            f"{fit}: lower {option} or --gpus-per-worker"
+            f"{fit}: {advice}"
         )
     count = count if shards is None else min(count, shards)
     if each:

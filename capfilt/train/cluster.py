@@ -46,6 +46,13 @@ class Cluster:
     gpus_per_worker: float | None = None
     address: str | None = None  # None starts Ray on this machine
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--num-workers must be at least 1, is {self.workers}")
+        gpus = self.gpus_per_worker
+        if gpus is not None and (gpus < 0 or not float(gpus).is_integer()):
+            raise ConfigError(f"--gpus-per-worker {gpus:g}: training takes whole GPUs, or 0")
+
     def train(self, stage: Stage, config: TrainConfig, out: Path, *, live: bool = False) -> Summary:
         """Train; see `Stage.train`.
 
@@ -76,10 +83,6 @@ class Cluster:
         return summary
 
     def _connect(self) -> Resources:
-        if self.gpus_per_worker and not float(self.gpus_per_worker).is_integer():
-            raise ConfigError(
-                f"--gpus-per-worker {self.gpus_per_worker:g}: training takes whole GPUs, or 0"
-            )
         connect(self.address)
         return resources(
             workers=self.workers, gpus_per_worker=self.gpus_per_worker, option="--num-workers"

@@ -209,7 +209,9 @@ def test_cluster_asking_for_more_than_there_is_is_an_error_not_a_wait(
 ) -> None:
     with ray_on_this_machine():
         where = Where(web, str(tmp_path / "out"), gpus_per_worker=1)
-        with pytest.raises(ConfigError, match=r"the cluster has 0 GPUs"):
+        with pytest.raises(
+            ConfigError, match=r"the cluster has 0 GPUs.*--gpus-per-worker 0 uses CPUs"
+        ):
             run(config, where)
 
 
