@@ -79,6 +79,8 @@ def inspect(source: str, role: Role) -> ModelIdentity:
         ModelError: It cannot be found or read, is of another class, or has no safetensors.
     """
     folder = resolve_folder(source)
+    if not (folder / "config.json").exists() and (folder / role / "config.json").exists():
+        raise ModelError(f"{source}: holds a {role}, and is none itself: give {folder / role}")
     architecture = architecture_of(folder, role)
     weights = weight_files(folder)
     decisive = [folder / name for name in _DECISIVE if (folder / name).is_file()]
@@ -114,9 +116,8 @@ def resolve_folder(source: str) -> Path:
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{source}: no such folder, and not found on the Hugging Face hub ({why})"
+            f"{source}: no such folder, and not found on the hub ({type(error).__name__})"
         ) from None
 
 
@@ -133,7 +134,7 @@ def architecture_of(folder: Path, role: Role) -> str:
     other = next((r for r, classes in CLASSES.items() if name in classes), None)
     is_other = f", a {other}" if other else ""
     raise ModelError(
-        f"--{role} {folder}: is a {name}{is_other}: give a {' or '.join(CLASSES[role])}"
+        f"{folder}: is a {name}{is_other}; a {role} is a {' or a '.join(CLASSES[role])}"
     )
 
 

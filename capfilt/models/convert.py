@@ -56,11 +56,15 @@ def convert(
     Raises:
         ModelError: The file is no such checkpoint, or a tensor is missing, surplus or misshapen.
     """
+    if folder.is_file():
+        raise ModelError(f"{folder}: is a file; the new checkpoint is a folder")
+    if not source.exists():
+        raise ModelError(f"{source}: no such file or folder")
     if source.is_dir():
         config, vocabulary = config or blip_settings(source), vocabulary or source
         source = source / "pytorch_model.bin"
     if vocabulary is None:
-        raise ModelError(f"{source}: has no vocabulary beside it: give BERT's vocab.txt")
+        raise ModelError(f"{source}: comes without a vocabulary: give --vocabulary vocab.txt")
     tensors = _read_pickle(source)
     original = "visual_encoder.pos_embed" in tensors
     name = "visual_encoder.pos_embed" if original else "vision_model.embeddings.position_embedding"
@@ -68,10 +72,13 @@ def convert(
         raise ModelError(f"{source}: has neither visual_encoder nor vision_model: not a BLIP file")
     settings = config or _published_config(tensors[name], source)
     if image_size is not None:
+        patch = settings.vision_config.patch_size
+        if image_size < patch or image_size % patch:
+            raise ModelError(
+                f"--image-size {image_size}: must be a multiple of the patch size {patch}"
+            )
         settings.vision_config.image_size = image_size
-        tensors[name] = resize_positions(
-            tensors[name], image_size // settings.vision_config.patch_size
-        )
+        tensors[name] = resize_positions(tensors[name], image_size // patch)
     if original and "temp" in tensors:  # of ITC: transformers' class has no tensor for it
         settings.logit_scale_init_value = -math.log(tensors["temp"].item())
     sizes = med_config(settings)
@@ -115,7 +122,7 @@ def _read_pickle(source: Path) -> dict[str, Tensor]:
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{source}: no such file") from None
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise ModelError(f"{source}: is not a file of tensors alone ({why})") from None
     # BLIP's training loop keeps the optimizer and more beside the model.
@@ -130,7 +137,7 @@ def _published_config(positions: Tensor, source: Path) -> BlipConfig:
     if width not in _TOWERS:
         raise ModelError(
             f"{source}: the image tower is {width} wide, no published size "
-            f"({', '.join(map(str, _TOWERS))}): pass the config"
+            f"({', '.join(map(str, _TOWERS))}): give a folder with the file and its config.json"
         )
     layers, heads = _TOWERS[width]
     return BlipConfig(
@@ -161,14 +168,24 @@ def blip_tokenizer(vocabulary: Path) -> BertTokenizer:
     """BERT's tokenizer with `[DEC]` and `[ENC]`, from its `vocab.txt` or a tokenizer's folder.
 
     Raises:
-        ModelError: There is no such file or folder.
+        ModelError: There is no such file or folder, or it holds no BERT vocabulary.
     """
     if vocabulary.is_dir():
+        # Without these files transformers makes an empty vocabulary.
+        if not any((vocabulary / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+            raise ModelError(f"vocabulary {vocabulary}: has neither vocab.txt nor tokenizer.json")
         tokenizer = BertTokenizer.from_pretrained(vocabulary, local_files_only=True)
     elif vocabulary.is_file():
         tokenizer = BertTokenizer(vocab=str(vocabulary))
     else:
-        raise ModelError(f"{vocabulary}: no such vocabulary: give BERT's vocab.txt")
+        raise ModelError(f"vocabulary {vocabulary}: not found; give BERT's vocab.txt")
+    try:
+        tokenizer.tokenize("\N{SNOWMAN}")  # an unknown word needs the file's own [UNK]
+        words = tokenizer.vocab_size - len(tokenizer.all_special_tokens)
+    except Exception as error:  # noqa: BLE001 - the tokenizers library has no other
+        raise ModelError(f"vocabulary {vocabulary}: not a BERT vocabulary ({error})") from None
+    if words <= 0:
+        raise ModelError(f"vocabulary {vocabulary}: has no words")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer

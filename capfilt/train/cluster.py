@@ -61,6 +61,8 @@ class Cluster:
         """
         output = Output(out)
         output.check(stage.name, config)
+        if (done := output.finished()) is not None:
+            return done
         needs = self._connect()
         output.begin()
         out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ captioner/ filter/   what the stage makes, as `capfilt run` takes it
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from capfilt.train import stop
 from capfilt.train.config import TrainConfig, decisive_differences
 from capfilt.train.training import Summary
 
+log = logging.getLogger("capfilt")
+
 RECORD = "train.json"
 SUMMARY = "summary.json"
 _LOCK = ".lock"
@@ -43,7 +46,7 @@ class Output:
     folder: Path
 
     def check(self, stage: str, config: TrainConfig) -> None:
-        """Refuse a folder of another training.
+        """Refuse a folder of another training, or of anything else.
 
         Raises:
             ConfigError: Names the keys that differ.
@@ -52,6 +55,11 @@ class Output:
             raise ConfigError(f"--out {self.folder}: must be a folder on a (shared) file system")
         record = self.folder / RECORD
         if not record.exists():
+            there = self.folder.iterdir() if self.folder.is_dir() else ()
+            if any(not path.name.startswith(".") for path in there):
+                raise ConfigError(
+                    f"--out {self.folder}: is not empty and no training's; give another folder"
+                )
             return
         try:
             found = json.loads(files.read_bytes(str(record)))
@@ -98,6 +106,14 @@ class Output:
         """Write down that the training is done."""
         text = json.dumps(summary.to_dict(), indent=1, ensure_ascii=False) + "\n"
         write_bytes(str(self.folder / SUMMARY), text.encode())
+
+    def finished(self) -> Summary | None:
+        """What came of the training, if it is done and its models are still there."""
+        summary = self.summary()
+        if summary and all(Path(made).is_dir() for made in summary.exports.values()):
+            log.info("%s: finished with step %d; nothing to do", self.folder, summary.steps)
+            return summary
+        return None
 
     def summary(self) -> Summary | None:
         """What came of the training; None before it is done."""

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from capfilt.data.loader import Loader
-from capfilt.errors import ConfigError
+from capfilt.errors import ConfigError, ModelError
 from capfilt.models.checkpoint import Role, resolve_folder
 from capfilt.models.convert import blip_tokenizer
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.train.config import TrainConfig
 from capfilt.train.itc import ItcConfig
+from capfilt.train.output import RECORD, SUMMARY
 from capfilt.train.ranks import Ranks
 
 
@@ -62,7 +63,7 @@ def vocabulary_of(vocabulary: str, text_weights: str) -> Path:
             "vocabulary is not set: give BERT's vocab.txt or a tokenizer's folder, or a BERT "
             "checkpoint as model.text.weights"
         )
-    return Path(given) if Path(given).exists() else resolve_folder(given)
+    return Path(given) if Path(given).exists() else _resolved("vocabulary", given)
 
 
 def start_folder(start: str, role: Role) -> Path:
@@ -82,8 +83,20 @@ def start_folder(start: str, role: Role) -> Path:
             "model.start is not set: give the output folder of blip_pretrain, or a BLIP "
             f"{role}'s folder or hub id"
         )
-    of_training = Path(start).expanduser() / role
-    return of_training if (of_training / "config.json").is_file() else resolve_folder(start)
+    training = Path(start).expanduser()
+    if not (training / RECORD).is_file():
+        return _resolved("model.start", start)
+    if (training / role / "config.json").is_file():
+        return training / role
+    why = f"made no {role}" if (training / SUMMARY).is_file() else "is not finished: train it on"
+    raise ModelError(f"model.start: the training in {start} {why}")
+
+
+def _resolved(key: str, source: str) -> Path:
+    try:
+        return resolve_folder(source)
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from None
 
 
 def ramped(itc: ItcConfig, epochs: float, steps_per_epoch: float) -> ItcConfig:

@@ -98,6 +98,8 @@ class Stage:
         output = Output(out)
         output.check(self.name, config)
         if not dist.is_initialized():  # else Ray's driver has done it
+            if (done := output.finished()) is not None:
+                return done
             output.begin()
         with joined(device) as ranks:
             training = self.build(config, ranks)

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,3 +182,24 @@ def test_file_of_other_tensors_is_refused(tmp_path: Path) -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         convert(tmp_path / "model.pth", tmp_path / "out", "captioner", vocabulary=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocabulary": None}, "comes without a vocabulary"),
+        ({"image_size": 33}, "multiple of the patch size"),
+        ({"image_size": -32}, "multiple of the patch size"),
+        ({"folder": "model.pth"}, "is a file"),
+        ({"source": "nothing"}, "no such file"),
+    ],
+)
+def test_conversion_of_what_cannot_be_is_one_line(
+    options: dict[str, Any], message: str, pretraining: Path, hf_filter: Any, tmp_path: Path
+) -> None:
+    words = {"vocabulary": tmp_path, "config": hf_filter.config, **options}
+    source, folder = (
+        tmp_path / words.pop(n, d) for n, d in (("source", "model.pth"), ("folder", "o"))
+    )
+    with pytest.raises(ModelError, match=message):
+        convert(source, folder, "filter", **words)

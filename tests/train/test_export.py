@@ -77,5 +77,5 @@ def test_filter_gives_the_same_in_transformers_and_here(tmp_path: Path) -> None:
 
 
 def test_export_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such vocabulary"):
+    with pytest.raises(ModelError, match="not found; give BERT"):
         make_model().export_filter(tmp_path, tmp_path / "nothing")

@@ -209,11 +209,14 @@ def _made(path: Path, text: str = "") -> Path:
         ("blip_pretrain", {"model.itc.queue": "33"}, "queue is 33, no multiple of the 8 images"),
         ("blip_pretrain", {"vocabulary": "{tmp}/nowhere.txt"}, "nowhere.txt"),
         ("blip_pretrain", {"vocabulary": "''"}, "vocabulary is not set"),
+        ("blip_pretrain", {"vocabulary": "{tmp}/empty"}, "empty: has neither vocab.txt nor"),
+        ("blip_pretrain", {"vocabulary": "{tmp}/textless.json"}, "not a BERT vocabulary"),
         ("blip_pretrain", {"loop.batchsize": "9"}, "did you mean 'loop.batch_size'"),
         ("blip_pretrain", {"optimiser.lr": "2e-3"}, "holds another training: optimiser.lr: 0.001"),
         ("blip_finetune_captioner", {}, "model.start is not set: give the output folder of"),
         ("blip_finetune_captioner", {"model.start": "{tmp}/nowhere"}, "nowhere: no such folder"),
         ("blip_finetune_captioner", {"model.start": "{pre}/filter"}, "is a BlipForImageTextRet"),
+        ("blip_finetune_captioner", {"model.start": "{tmp}/begun"}, "begun is not finished"),
         ("blip_finetune_filter", {"model.start": "{cut}"}, "model.safetensors: cannot be read"),
         ("blip_finetune_filter", {"model.start": "{other}"}, "but config.json makes it"),
     ],
@@ -229,6 +232,7 @@ def test_bad_input_is_one_line_and_exit_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    _made(tmp_path / "begun" / "train.json")
     _made(tmp_path / "textless.json", json.dumps([{"image": "a.jpg", "caption": ""}]))
     places = {
         "tmp": tmp_path,
@@ -251,6 +255,23 @@ def test_bad_input_is_one_line_and_exit_2(
     assert errors.count("\n") == 1, errors
     assert errors.startswith("capfilt: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_finished_training_is_left_as_it_is(world: Path, pretrained: Path) -> None:
+    before = (pretrained / "summary.json").read_bytes()
+    done = finished([*command(world, "blip_pretrain", pretrained), "--json"])
+    assert json.loads(done.stdout) == json.loads(before)
+    assert "nothing to do" in done.stderr
+    assert (pretrained / "summary.json").read_bytes() == before
+
+
+def test_folder_of_something_else_is_refused(
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert called(command(world, "blip_pretrain", world / "web")[2:], monkeypatch) == 2
+    assert "web: is not empty and no training's" in capsys.readouterr().err
 
 
 def test_loss_that_is_not_finite_is_one_line_and_exit_1(
