@@ -87,6 +87,9 @@ def trained_text(summary: Trained) -> RenderableType:
         )
         losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
         table.add_row("last losses", losses)
+    if summary.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.left_out.items())
+        table.add_row("left out", f"{reasons}; other examples took their places")
     for role, folder in summary.exports.items():
         table.add_row(role, escape(folder))
     for command in _next_commands(summary):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
@@ -68,7 +69,9 @@ class Loop:
         with closing(self._training.data):
             first = self._prepare()
             row = self._train(first) if first < self.steps else None
-        exports = {}
+        exports, left_out = {}, Counter[str]()
+        for of_rank in self._ranks.gather(dict(self._training.data.left_out)):
+            left_out.update(of_rank)
         if self._ranks.is_first:
             for role, write in self._training.exports.items():
                 exports[role] = str(self._output.export(role, write))
@@ -81,6 +84,7 @@ class Loop:
             losses=row.losses if row else {},
             seconds=time.monotonic() - started,
             images=(self.steps - first) * self._config.loop.batch_size,
+            left_out=left_out,
             exports=exports,
         )
         if self._ranks.is_first:

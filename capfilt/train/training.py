@@ -22,6 +22,10 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """Of everything that decides a batch."""
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Examples that could not be read so far, by reason."""
+
     def batches(self, start: int) -> Iterator[Batch]:
         """From the batch of this number on, for ever."""
 
@@ -40,6 +44,9 @@ class Training:
     exports: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)  # by role
 
 
+_MAPPINGS = ("losses", "left_out", "exports")
+
+
 @dataclass(frozen=True)
 class Summary:
     """What came of a training. Plain data: it travels between processes."""
@@ -52,8 +59,9 @@ class Summary:
     losses: Mapping[str, float]  # of the last step
     seconds: float  # of this call
     images: int  # of this call
+    left_out: Mapping[str, int]  # examples of this call that could not be read, by reason
     exports: Mapping[str, str]  # folders by role
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**vars(self), "losses": dict(self.losses), "exports": dict(self.exports)}
+        return {**vars(self), **{n: dict(vars(self)[n]) for n in _MAPPINGS}}

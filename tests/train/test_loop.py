@@ -55,6 +55,16 @@ def test_loop_logs_every_step_and_keeps_the_last_checkpoints(tmp_path: Path) -> 
     assert (summary.steps, summary.images, summary.epochs) == (8, 64, 2.0)
 
 
+def test_loop_tells_what_could_not_be_read(tmp_path: Path) -> None:
+    config = toy.config()
+    with joined() as ranks:
+        training = toy.training(config, ranks)
+        training.data.left_out = {"image_corrupt": 2}  # type: ignore[misc]
+        summary = run_training(tmp_path, config, ranks, training)
+    assert summary.to_dict()["left_out"] == {"image_corrupt": 2}
+    assert Output(tmp_path).summary() == summary
+
+
 def test_loop_first_step_is_adamw_from_its_formula(tmp_path: Path) -> None:
     config = toy.config(steps=1)
     with joined() as ranks:

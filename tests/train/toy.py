@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -66,6 +66,8 @@ class ToyData:
     steps_per_epoch = 4.0
 
     fingerprint = "toy"
+
+    left_out: Mapping[str, int] = {}
 
     def __init__(self, ranks: Ranks, batch_size: int, *, breaks_at: int | None = None) -> None:
         self._ranks, self._size = ranks, batch_size // ranks.count
