@@ -104,5 +104,7 @@ def test_prompt_left_open_is_recorded_as_the_captioners_own(
 
 
 def test_blip2_folder_in_the_other_role_is_named(blip2: str, web: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is a Blip2ForConditionalGeneration, a captioner; a filter is"):
+    with pytest.raises(
+        ModelError, match="is a Blip2ForConditionalGeneration, a captioner; a filter is"
+    ):
         local(resolve(options={"captioner": "none", "filter": blip2}), web, tmp_path / "out")
