@@ -72,17 +72,14 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    failed = False
+    # A rank that fails alone must exit, so that torchrun ends the others, which wait for it in the
+    # middle of a step: NCCL would wait for them before the group is gone.
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    except Exception:
-        failed = True
+    except KeyboardInterrupt:  # all ranks stop after the same step
+        dist.destroy_process_group()
         raise
-    finally:
-        # A rank that fails alone must exit, so that torchrun ends the others, which wait for it in
-        # the middle of a step: NCCL would wait for them before the group is gone.
-        if not failed:
-            dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def by_torchrun() -> bool:
