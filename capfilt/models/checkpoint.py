@@ -117,8 +117,8 @@ def resolve_folder(source: str) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
-            f"{source}: no such folder, and the Hugging Face hub has none of that name or is out of "
-            f"reach ({type(error).__name__})"
+            f"{source}: no such folder, and the Hugging Face hub has none of that name, or is "
+            f"out of reach ({type(error).__name__})"
         ) from None
 
 
