@@ -2,8 +2,6 @@
 
     pictures --serve--> ingest --> <folder>/web --run--> <folder>/dataset --verify
 
-The last three are the stage `bootstrap` (pipelines/bootstrap.py).
-
 The models are made on the spot and untrained, so what they write and score is without meaning: a
 demonstration of the machinery, in a minute and without a download.
 """
@@ -20,7 +18,6 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 
-from capfilt import catalog
 from capfilt.config import resolve
 from capfilt.demo.dataset import write_images, write_list
 from capfilt.demo.grammar import words
@@ -28,9 +25,9 @@ from capfilt.demo.serve import serve
 from capfilt.demo.tiny import make_captioner, make_filter, tokenizer
 from capfilt.demo.world import WEB, Picture, draw_pictures
 from capfilt.errors import ConfigError
-from capfilt.ingest import Ingested
-from capfilt.run.job import Summary
-from capfilt.run.verify import Verification
+from capfilt.ingest import Ingested, ingest
+from capfilt.run.job import Summary, Where, run
+from capfilt.run.verify import Verification, verify
 from capfilt.show import summary_text, verification_text
 
 _IMAGE_SIZE = 96  # pixels, of the models
@@ -128,7 +125,7 @@ def _bootstrap(
     )
     rows = len(drawn) + len(_FAULTS)
     per_shard = math.ceil(rows / _SHARDS)
-    stage = catalog.stage("bootstrap")["bootstrap"]
+    web, dataset = str(folder / "web"), str(folder / "dataset")
     with serve(folder / "pictures") as base_url:
         # Another port each time, so another list: what is whole stays, what is not starts anew.
         if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(rows / per_shard):
@@ -136,11 +133,11 @@ def _bootstrap(
                 shutil.rmtree(folder / made, ignore_errors=True)
             faults = dict.fromkeys(_FAULTS, "not a picture")
             write_list(folder / "urls.parquet", drawn, base_url, faults)
-        result: tuple[Ingested, Summary, Verification] = stage(
+        ingested = ingest(
             str(folder / "urls.parquet"),
-            str(folder),
-            config,
-            private_hosts=["127.0.0.1"],
+            web,
+            allow_private_hosts=["127.0.0.1"],
             samples_per_shard=per_shard,
         )
-    return result
+    summary = run(config, Where(input=web, output=dataset))
+    return ingested, summary, verify(dataset)
