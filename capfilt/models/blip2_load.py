@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
+from capfilt.models.image_encoder import with_biases
 from capfilt.models.qformer import QFormer, QFormerConfig
 from capfilt.models.vit import VitConfig, resize_positions
 from capfilt.models.vocabulary import Vocabulary
@@ -25,7 +26,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _LANGUAGE = "language_model."
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-_QKV = re.compile(r"^(vision_model\.encoder\.layers\.\d+\.self_attn\.qkv)\.weight$")
 
 
 def blip2_settings(folder: Path) -> Any:
@@ -48,7 +48,7 @@ def query_config(settings: Any) -> QueryConfig:
         ModelError: The model uses an activation other than BLIP-2's, or images that are no squares.
     """
     image = settings.vision_config
-    if image.hidden_act != "gelu":
+    if image.hidden_act not in ("gelu", "quick_gelu"):
         raise ModelError(f"vision_config.hidden_act is {image.hidden_act!r}; BLIP-2's is 'gelu'")
     size, patch = _side(image.image_size, "image_size"), _side(image.patch_size, "patch_size")
     return QueryConfig(
@@ -60,6 +60,7 @@ def query_config(settings: Any) -> QueryConfig:
             image_size=size,
             patch_size=patch,
             norm_eps=image.layer_norm_eps,
+            activation=image.hidden_act,
         ),
         qformer=qformer_config(settings.qformer_config, settings.num_query_tokens),
         embedding=settings.image_text_hidden_size,
@@ -265,11 +266,8 @@ def qformer_layout(config: QFormerConfig) -> layout.Layout:
 def _filled(
     model: Model, names: layout.Layout, folder: Path, tensors: dict[str, Tensor], size: int
 ) -> Model:
-    for name in list(tensors):  # `qkv_bias: false` leaves zeros out
-        if (match := _QKV.match(name)) and f"{match[1]}.bias" not in tensors:
-            tensors[f"{match[1]}.bias"] = tensors[name].new_zeros(len(tensors[name]))
     assert isinstance(model, QueryMatchModel | PromptModel)
-    state, image = names.collect(tensors, str(folder)), model.config.image
+    state, image = names.collect(with_biases(tensors), str(folder)), model.config.image
     if image.image_size != size:
         grid = image.image_size // image.patch_size
         state["vit.positions"] = resize_positions(state["vit.positions"], grid)

@@ -7,6 +7,7 @@ first dimension: transformers keeps the text's query, key and value apart, and w
     original       the `.pth` files of BLIP's authors: timm's names for the ViT, `text_*` as above
     timm, vit      ImageNet checkpoints of timm and of transformers' `ViTModel`, without a prefix
     bert           `BertModel` and `BertForMaskedLM`, with the prefix `bert`
+    clip           transformers' `CLIPVisionModel`, and the same in a `CLIPModel`
     BLIP-2         transformers' `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` less
                    its language model, and `Blip2QFormerModel`
 """
@@ -146,6 +147,40 @@ def image_net(*, image_layers: int, timm: bool) -> Layout:
         lambda i: _join(block(i, o, t) for o, t in zip(_BLOCK, names, strict=True)),
     )
     return Layout(stem | blocks, head, {})
+
+
+def query_image(*, image_layers: int) -> Layout:
+    """Of the image encoder of a BLIP-2."""
+    return Layout(_image(image_layers, original=False), re.compile(r"^(?!vision_model\.)"), {})
+
+
+def clip_image(*, image_layers: int) -> Layout:
+    """Of the first blocks of a `CLIPVisionModel`, numbered from 1, and of its two first norms.
+
+    `vit.blocks.0.norm2` is the norm before the first block; see `capfilt.models.image_encoder`.
+    """
+    root = "vision_model"
+    stem = {
+        "vit.class_token": (f"{root}.embeddings.class_embedding",),
+        "vit.positions": (f"{root}.embeddings.position_embedding.weight",),
+        "vit.patches.weight": (f"{root}.embeddings.patch_embedding.weight",),
+        **_linear("vit.blocks.0.norm2", f"{root}.pre_layrnorm"),
+    }
+
+    def block(i: int) -> Parts:
+        ours, theirs = f"vit.blocks.{i + 1}", f"{root}.encoder.layers.{i}"
+        qkv = [f"{theirs}.self_attn.{name}_proj" for name in ("q", "k", "v")]
+        return {
+            **_linear(f"{ours}.norm1", f"{theirs}.layer_norm1"),
+            **_linear(f"{ours}.qkv", *qkv),
+            **_linear(f"{ours}.out", f"{theirs}.self_attn.out_proj"),
+            **_linear(f"{ours}.norm2", f"{theirs}.layer_norm2"),
+            **_linear(f"{ours}.up", f"{theirs}.mlp.fc1"),
+            **_linear(f"{ours}.down", f"{theirs}.mlp.fc2"),
+        }
+
+    rest = rf"^(?!{root}\.)|\.position_ids$|\.post_layernorm\.|\.layers\.{image_layers}\."
+    return Layout(stem | _layers(image_layers, block), re.compile(rest), {})
 
 
 def bert(*, text_layers: int, head: bool) -> Layout:

@@ -34,18 +34,33 @@ class LinearGelu(nn.Linear):
         return F.gelu(super().forward(x))
 
 
+class LinearQuickGelu(nn.Linear):
+    """A linear layer and OpenAI's approximation of GELU after it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [*, I] -> [*, O]
+        return quick_gelu(super().forward(x))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """As the CLIP of OpenAI has it: `x * sigmoid(1.702 x)`."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 class PackedLinear(nn.Module):
     """A linear layer whose weight is in the processor's order. It cannot be trained or saved."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, quick_gelu: bool = False
+    ) -> None:
         super().__init__()
         # Not registered: nothing that walks over parameters can do anything with this order.
         self._weight = _operators()._reorder_linear_weight(weight.detach())
         self._bias = None if bias is None else bias.detach()
-        self._gelu = gelu
+        self._gelu, self._quick_gelu = gelu, quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:  # [*, I] -> [*, O]
-        return _multiply(x, self._weight, self._bias, gelu=self._gelu)
+        x = _multiply(x, self._weight, self._bias, gelu=self._gelu)
+        return quick_gelu(x) if self._quick_gelu else x
 
 
 def prepare_for_inference(model: nn.Module) -> None:
@@ -59,8 +74,13 @@ def prepare_for_inference(model: nn.Module) -> None:
             pack()
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and can_pack(child.weight):
-                gelu = isinstance(child, LinearGelu)
-                setattr(module, name, PackedLinear(child.weight, child.bias, gelu=gelu))
+                packed = PackedLinear(
+                    child.weight,
+                    child.bias,
+                    gelu=isinstance(child, LinearGelu),
+                    quick_gelu=isinstance(child, LinearQuickGelu),
+                )
+                setattr(module, name, packed)
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from capfilt.models.attention import attend, heads, merge_heads
-from capfilt.models.linear import LinearGelu
+from capfilt.models.linear import LinearGelu, LinearQuickGelu
 from capfilt.models.transfer import tensor_on
 
 # CLIP's statistics, which BLIP uses.
@@ -38,6 +39,7 @@ class VitConfig:
     image_size: int = 384
     patch_size: int = 16
     norm_eps: float = 1e-5
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
     drop_path: float = 0.0  # of the last block's branches, while training; earlier ones less
     recompute: bool = False  # a block's activations in the backward pass
 
@@ -57,7 +59,8 @@ class Block(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.norm2 = nn.LayerNorm(config.width, config.norm_eps)
-        self.up = LinearGelu(config.width, config.ffn)
+        up = LinearQuickGelu if config.activation == "quick_gelu" else LinearGelu
+        self.up = up(config.width, config.ffn)
         self.down = nn.Linear(config.ffn, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, T, D] -> [N, T, D]
@@ -101,6 +104,10 @@ class ViT(nn.Module):
         Returns:
             [N, T, D], the class token first.
         """
+        return self.norm(self.features(pixels))  # type: ignore[no-any-return]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the last norm gets: `forward` without it."""
         if pixels.device.type != "cpu" or torch.is_grad_enabled():
             return self._encode(pixels)
         chunks = torch.split(pixels, max(1, _CPU_TOKENS // self.config.tokens))
@@ -117,7 +124,7 @@ class ViT(nn.Module):
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:
