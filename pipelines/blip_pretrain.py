@@ -14,7 +14,7 @@ from functools import partial
 from capfilt.data.config import AugmentConfig, DataConfig
 from capfilt.train.blip import BlipPretrain
 from capfilt.train.config import LoopConfig, OptimiserConfig, PretrainConfig, ScheduleConfig
-from capfilt.train.parts import images_per_pass, load_data, ramped, vocabulary_of
+from capfilt.train.parts import images_per_pass, load_data, ramped, start_folder, vocabulary_of
 from capfilt.train.ranks import Ranks
 from capfilt.train.training import Training
 
@@ -32,7 +32,8 @@ CONFIG = PretrainConfig(
 
 def build(config: PretrainConfig, ranks: Ranks) -> Training:
     """Put the stage together."""
-    vocabulary = vocabulary_of(config.vocabulary, config.model.text.weights)
+    start = config.model.start and start_folder(config.model.start, "filter")
+    vocabulary = vocabulary_of(config.vocabulary or str(start), config.model.text.weights)
     data = load_data(config, ranks, vocabulary)
     steps_per_epoch = data.steps_per_epoch / config.loop.accumulate
     itc = ramped(config.model.itc, RAMP_EPOCHS, steps_per_epoch)

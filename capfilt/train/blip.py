@@ -46,6 +46,7 @@ class BlipConfig:
     Source: BLIP, arXiv:2201.12086, sections 3.1, 3.2 and 4.1 (`sharing`: Table 3).
     """
 
+    start: str = ""  # output folder of a pre-training to go on from; empty: a new model
     image: ImageTower = field(default_factory=ImageTower)
     text: TextTower = field(default_factory=TextTower)
     embedding: int = 256
@@ -57,7 +58,9 @@ class BlipConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
 
     def __post_init__(self) -> None:
-        if not self.itc.temperature:
+        if self.start and (self.image.weights or self.text.weights):
+            raise ValueError("start has all weights: leave image.weights and text.weights out")
+        if not (self.itc.temperature or self.start):
             raise ValueError("itc.temperature is 0, but no checkpoint here has learned one")
 
 
@@ -122,8 +125,13 @@ class BlipPretrain(nn.Module):
             ModelError: A folder holds no such checkpoint, or tensors of other sizes.
         """
         tokens = Tokens.of(blip_tokenizer(vocabulary), config.lm.prompt)
+        if config.start and not config.itc.temperature:
+            learned = initial.start_temperature(str(Path(config.start) / "filter"))
+            config = replace(config, itc=replace(config.itc, temperature=learned))
         made = cls(config, tokens, seed=seed)
         model = made.matcher.model
+        if config.start:
+            initial.load_pretrained(model, made.captioner, config.start)
         if config.image.weights:
             initial.load_image_weights(model.vit, config.image.weights)
         if config.text.weights:

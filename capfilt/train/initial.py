@@ -120,6 +120,38 @@ def load_query_weights(model: QFormer, folder: str) -> None:
     _copy(model, state, folder, grown=("words.weight",))
 
 
+def load_pretrained(encoder: MatchModel, decoder: CaptionModel, folder: str) -> None:
+    """Take all weights of an earlier pre-training; positions of the ViT are interpolated.
+
+    Args:
+        encoder: To be filled.
+        decoder: To be filled; what it shares with the encoder must be the same in both.
+        folder: With `filter` and `captioner`, as `blip_pretrain` leaves them.
+
+    Raises:
+        ModelError: There is no such checkpoint, its sizes are others, or the two do not share what
+            encoder and decoder here share.
+    """
+    size, none = encoder.config.image.image_size, DropConfig(text=0.0)
+    models = (
+        start_filter(f"{folder}/filter", size, none, RecomputeConfig()),
+        start_captioner(f"{folder}/captioner", size, none, RecomputeConfig()),
+    )
+    for model, started in zip((encoder, decoder), models, strict=True):
+        try:
+            model.load_state_dict(started.state_dict())
+        except RuntimeError:
+            raise ModelError(
+                f"{folder}: its sizes are not those of model.image, model.text and model.embedding"
+            ) from None
+    found = encoder.state_dict()
+    if not all(torch.equal(found[name], x) for name, x in models[0].state_dict().items()):
+        raise ModelError(
+            f"{folder}: its captioner and filter do not share what model.sharing says; start from "
+            "the output of a pre-training, not of a finetuning"
+        )
+
+
 def start_captioner(
     folder: str, image_size: int, drop: DropConfig, recompute: RecomputeConfig
 ) -> CaptionModel:

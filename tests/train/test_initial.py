@@ -280,6 +280,34 @@ def test_finetuning_goes_on_with_the_temperature_that_was_learned(tmp_path: Path
     assert start(config).matcher.itc.temperature.item() == pytest.approx(0.07, rel=1e-4)
 
 
+def test_pretraining_goes_on_with_the_weights_of_another(pretrained: Path) -> None:
+    source = make_model()
+    config = replace(CONFIG, start=str(pretrained), itc=replace(CONFIG.itc, temperature=0.0))
+    made = BlipPretrain.load(config, vocabulary=pretrained / "names", seed=1)
+    states = source.state_dict()
+    for name, tensor in made.state_dict().items():
+        if not name.startswith("matcher.itc."):  # its queue begins anew
+            assert torch.equal(tensor, states[name]), name
+    assert made.matcher.itc.temperature.item() == pytest.approx(0.07, rel=1e-4)
+    larger = replace(config, image=replace(CONFIG.image, image_size=48))
+    made = BlipPretrain.load(larger, vocabulary=pretrained / "names", seed=1)
+    expected = resize_positions(source.matcher.model.vit.positions, 6)
+    assert torch.equal(made.captioner.vit.positions, expected)
+
+
+def test_pretraining_from_what_is_shared_or_sized_otherwise_is_refused(pretrained: Path) -> None:
+    def load(**changes: Any) -> BlipPretrain:
+        config = replace(CONFIG, start=str(pretrained), **changes)
+        return BlipPretrain.load(config, vocabulary=pretrained / "names", seed=0)
+
+    with pytest.raises(ModelError, match=r"do not share what model\.sharing says"):
+        load(sharing="all")
+    with pytest.raises(ModelError, match=r"sizes are not those of model\.image"):
+        load(embedding=20)
+    with pytest.raises(ValueError, match="start has all weights"):
+        load(text=replace(CONFIG.text, weights="bert"))
+
+
 def test_start_of_another_kind_or_resolution_is_refused(pretrained: Path) -> None:
     def load(start: str, size: int = 48) -> nn.Module:
         config = FilterConfig(start=start, image_size=size)
