@@ -39,10 +39,15 @@ def tokenizer(words: Iterable[str] = ()) -> BertTokenizer:
     Args:
         words: Those that are tokens as a whole; none for `WORDS`.
     """
+    tokens = vocabulary(words or WORDS.split())
+    return add_blip_tokens(BertTokenizer(vocab={t: index for index, t in enumerate(tokens)}))
+
+
+def vocabulary(words: Iterable[str]) -> list[str]:
+    """The lines of a `vocab.txt` that has these words whole and spells any other in ASCII."""
     pieces = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tails = [f"##{piece}" for piece in [*string.ascii_lowercase, *string.digits, "ing", "s", "ed"]]
-    tokens = dict.fromkeys([*SPECIAL, *pieces, *tails, *(words or WORDS.split())])
-    return add_blip_tokens(BertTokenizer(vocab={t: index for index, t in enumerate(tokens)}))
+    return list(dict.fromkeys([*SPECIAL, *pieces, *tails, *words]))
 
 
 def add_blip_tokens(names: BertTokenizer) -> BertTokenizer:

@@ -86,6 +86,12 @@ def write_text(kind: str, scene: Scene, others: Iterator[Scene], rng: random.Ran
     return WebText(_junk(rng) if kind == "junk" else "", kind)
 
 
+def words() -> list[str]:
+    """Every English word that a web's texts have around and beside what they describe, sorted."""
+    texts = " ".join([*_SHOP, *_JUNK]).lower()
+    return sorted(set(re.findall(r"(?<![^\s(])[a-z]+(?![^\s:!).])", texts)))
+
+
 def statement(text: str) -> str:
     """A web text without a shop's words around it.
 
