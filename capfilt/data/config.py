@@ -49,6 +49,7 @@ class AugmentConfig:
     flip: bool = True  # off where captions speak of left and right
     operations: int = 2  # of RandAugment, each applied with probability 0.5
     magnitude: int = 5  # of 10
+    fixed: bool = False  # an image is varied alike whenever it is seen, as a cache of it needs
 
     def __post_init__(self) -> None:
         check(0 < self.min_scale <= 1, f"min_scale must be in (0, 1], is {self.min_scale}")

@@ -66,6 +66,8 @@ def make_example(candidate: Candidate, config: DataConfig, seed: int) -> Example
         rgb = decode(sample.image, LIMITS)
     except ImageError as error:
         raise UnusableError(error.reason) from None
+    if config.augment.fixed:
+        draws = random.Random(stable_id(f"{seed}\n{key}"))
     pixels = augment(rgb, draws, config.augment, config.image_size)
     return Example(key, pixels, text)
 

@@ -27,12 +27,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from capfilt.data.batch import Batch
 from capfilt.data.config import DataConfig
-from capfilt.data.maker import BatchMaker, Parcel
+from capfilt.data.maker import BatchMaker, Encoder, Parcel
 from capfilt.data.order import SECTIONS, Order
 from capfilt.data.ring import Ring
 from capfilt.data.sources import open_datasets
 from capfilt.errors import CapfiltError, InputError
-from capfilt.models.vocabulary import Vocabulary
 
 log = logging.getLogger("capfilt")
 
@@ -50,7 +49,7 @@ class Loader:
         rank: int,
         world: int,
         batch_size: int,
-        vocabulary: Vocabulary,
+        vocabulary: Encoder,
         seed: int,
     ) -> None:
         """Open the datasets and count their examples; no image is decoded yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,14 @@ from capfilt.data.example import Example, UnusableError, make_example, stable_id
 from capfilt.data.order import Order
 from capfilt.data.section import SectionReader, Slot, SpanReader
 from capfilt.errors import CapfiltError, InputError
-from capfilt.models.vocabulary import Vocabulary
+
+
+class Encoder(Protocol):
+    """Texts to token ids: `Vocabulary`, or a language model's."""
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+        """A first token, which the batch leaves out, the text's, and one that ends it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class BatchMaker:
         datasets: Sequence[Dataset],
         order: Order,
         config: DataConfig,
-        vocabulary: Vocabulary,
+        vocabulary: Encoder,
     ) -> None:
         self._order = order
         self._config = config

@@ -165,7 +165,14 @@ def _names(model: CaptionModel | MatchModel, *, original: bool = False) -> layou
 
 
 def blip_tokenizer(vocabulary: Path) -> BertTokenizer:
-    """BERT's tokenizer with `[DEC]` and `[ENC]`, from its `vocab.txt` or a tokenizer's folder.
+    """BERT's tokenizer with `[DEC]` and `[ENC]`; see `blip2_tokenizer`."""
+    tokenizer = blip2_tokenizer(vocabulary)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return tokenizer
+
+
+def blip2_tokenizer(vocabulary: Path) -> BertTokenizer:
+    """BERT's tokenizer with `[DEC]`, from its `vocab.txt` or a tokenizer's folder.
 
     Raises:
         ModelError: There is no such file or folder, or it holds no BERT vocabulary.
@@ -187,5 +194,4 @@ def blip_tokenizer(vocabulary: Path) -> BertTokenizer:
     if words <= 0:
         raise ModelError(f"vocabulary {vocabulary}: has no words")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer

@@ -237,18 +237,21 @@ def query_transformer(*, text_layers: int, cross_every: int, reads_text: bool) -
     return Layout({name.removeprefix("."): theirs for name, theirs in parts.items()}, _NOTHING, {})
 
 
-def bert_queries(*, text_layers: int) -> Layout:
+def bert_queries(*, text_layers: int, head: bool) -> Layout:
     """Of what a `QFormer` takes from a BERT: both feed-forwards are copies of its one.
+
+    `head`: and what its `LanguageHead` for ITG takes.
 
     Source: BLIP-2's code (`init_Qformer`: weights of `_query` modules are their namesakes').
     """
-    theirs = bert(text_layers=text_layers, head=False)
+    theirs = bert(text_layers=text_layers, head=head)
     parts = {}
     for name, names in theirs.parts.items():
         name = name.removeprefix("text.")
         for ours in ("text_ffn", "query_ffn"):
             parts[name.replace(".ffn.", f".{ours}.")] = names
-    return Layout(parts, re.compile(f"{theirs.ignored.pattern}|^cls\\."), {})
+    tied = theirs.tied if head else {}
+    return Layout(parts, re.compile(f"{theirs.ignored.pattern}|^cls\\."), tied)
 
 
 def _ignored(original: bool, other_half: str) -> re.Pattern[str]:

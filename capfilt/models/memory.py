@@ -72,6 +72,14 @@ class KeyValueMemory:
             self.dropout,
         )
 
+    def plus(self, other: KeyValueMemory) -> KeyValueMemory:
+        """The memory of these images and then the other's."""
+        return KeyValueMemory(
+            tuple(torch.cat(pair) for pair in zip(self.keys, other.keys, strict=True)),
+            tuple(torch.cat(pair) for pair in zip(self.values, other.values, strict=True)),
+            self.dropout,
+        )
+
 
 @dataclass(frozen=True)
 class Absorbed:

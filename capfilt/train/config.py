@@ -12,8 +12,16 @@ from typing import Literal
 from capfilt.data.config import DataConfig
 from capfilt.schema import Tree, check, differences, to_dict
 from capfilt.train.blip import BlipConfig, CaptionerConfig, FilterConfig
+from capfilt.train.blip2 import RepresentConfig
 
-FREE = ("data.workers", "loop.save_every", "loop.keep", "loop.log_every", "loop.wandb")
+FREE = (
+    "cache_features",
+    "data.workers",
+    "loop.save_every",
+    "loop.keep",
+    "loop.log_every",
+    "loop.wandb",
+)
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,32 @@ class FilterFinetuneConfig(TrainConfig):
         _check_side(self.data.image_size, "model.image_size", self.model.image_size)
 
 
+@dataclass(frozen=True)
+class Blip2Stage1Config(TrainConfig):
+    """Of `blip2_stage1`."""
+
+    vocabulary: str = ""  # BERT's vocab.txt or a tokenizer's folder; empty: model.qformer.weights
+    cache_features: str = ""  # folder for what the frozen encoder makes of images; empty: off
+    model: RepresentConfig = field(default_factory=RepresentConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self.data.image_size, "model.image.image_size", self.model.image.image_size)
+        _check_cache(self.cache_features, self.data)
+
+
 def decisive_differences(old: Tree, new: TrainConfig) -> list[str]:
     """What of a config as saved differs from another in a way that changes the training."""
     found = differences(old, to_dict(new))
     return [line for line in found if line.partition(":")[0] not in FREE]
+
+
+def _check_cache(folder: str, data: DataConfig) -> None:
+    is_alike = data.augment.fixed or not data.augment.enabled
+    check(
+        not folder or is_alike,
+        "cache_features needs images that look alike each time: set data.augment.fixed=true",
+    )
 
 
 def _check_side(side: int, key: str, other: int) -> None:

@@ -15,6 +15,7 @@ from capfilt.models import checkpoint, layout
 from capfilt.models.load import blip_settings, load_caption_model, load_match_model, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.qformer import QFormer
+from capfilt.models.text_transformer import LanguageHead
 from capfilt.models.vit import ViT, resize_positions
 from capfilt.train.itc import COLDEST, WARMEST
 from capfilt.train.towers import DropConfig, RecomputeConfig, resized, trained
@@ -98,7 +99,7 @@ def load_text_weights(models: list[MatchModel | CaptionModel], folder: str) -> N
         _copy(model, taken, folder, grown=("text.words.weight", "head.bias"))
 
 
-def load_query_weights(model: QFormer, folder: str) -> None:
+def load_query_weights(model: QFormer, folder: str, head: LanguageHead | None = None) -> None:
     """Take a Q-Former's weights from a BERT; queries, cross-attention and `[DEC]` keep theirs.
 
     Both feed-forwards start as BERT's one.
@@ -108,16 +109,22 @@ def load_query_weights(model: QFormer, folder: str) -> None:
     Args:
         model: To be filled.
         folder: As in `load_text_weights`, which says what is raised, too.
+        head: Gets BERT's language head where there is one.
     """
-    names = layout.bert_queries(text_layers=model.config.layers)
-    state = names.collect(_bert_tensors(folder), folder)
+    tensors = _bert_tensors(folder)
+    has_head = head is not None and any(name.startswith("cls.predictions.") for name in tensors)
+    names = layout.bert_queries(text_layers=model.config.layers, head=has_head)
+    state = names.collect(tensors, folder)
     found, wanted = len(state["words.weight"]), model.config.vocabulary
     if wanted - found not in (0, 1):
         raise ModelError(
             f"{folder}: has {found} tokens, but the vocabulary has {wanted} with [DEC]: they are "
             "of different checkpoints"
         )
+    of_head = {n.removeprefix("head."): state.pop(n) for n in list(state) if n[:5] == "head."}
     _copy(model, state, folder, grown=("words.weight",))
+    if head is not None:
+        _copy(head, of_head, folder, grown=("bias",))
 
 
 def load_pretrained(encoder: MatchModel, decoder: CaptionModel, folder: str) -> None:

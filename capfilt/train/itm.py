@@ -17,6 +17,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from capfilt.errors import ConfigError
+from capfilt.models.blip2 import QueryMatchModel
 from capfilt.models.med import MatchModel, PackedTexts
 from capfilt.models.memory import ImageMemory
 from capfilt.models.transfer import tensor_on
@@ -32,6 +34,22 @@ class ItmConfig:
     """Source: BLIP, arXiv:2201.12086, section 3.2; its code, `blip_retrieval.py`."""
 
     negatives: Literal["own_rank", "all_ranks"] = "own_rank"
+
+    def check_batch(self, images: int, world: int) -> None:
+        """Refuse a batch without negatives.
+
+        Args:
+            images: Of one forward pass on one rank.
+            world: How many ranks there are.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if images * (world if self.negatives == "all_ranks" else 1) < 2:
+            raise ConfigError(
+                "a batch of 1 image has no negatives for ITM: raise the batch size"
+                + (", or set itm.negatives to all_ranks" if world > 1 else "")
+            )
 
 
 @dataclass(frozen=True)
@@ -67,21 +85,23 @@ class Matching:
         )
 
 
-def itm_loss(model: MatchModel, memory: ImageMemory, matching: Matching, enc: int) -> Tensor:
+def itm_loss(
+    model: MatchModel | QueryMatchModel, memory: ImageMemory, matching: Matching, first: int
+) -> Tensor:
     """Cross-entropy of the ITM head, this rank's share of the mean over all ranks' pairs.
 
-    Source: BLIP, arXiv:2201.12086, section 3.2.
+    Source: BLIP, arXiv:2201.12086, section 3.2; BLIP-2, arXiv:2301.12597, section 3.1.
 
     Args:
         model: The image-grounded encoder.
         memory: Of the images of `matching`, in their order.
         matching: What is matched.
-        enc: The first token of a text.
+        first: The first token of a text: `[ENC]`, or BLIP-2's `[CLS]`.
     """
     texts, matched = matching.texts, matching.matched
     if not matched:  # no negatives here but on another rank: every weight still gets a gradient
         texts = [[[]], *texts[1:]]
-    rows, images = evened([[[enc, *ids] for ids in of_image] for of_image in texts])
+    rows, images = evened([[[first, *ids] for ids in of_image] for of_image in texts])
     if len(images) > len(texts):
         memory = memory.select(images)
     packed = PackedTexts.of(rows, model.vit.class_token.device)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from capfilt.data.batch import Batch
-from capfilt.errors import ConfigError
 from capfilt.models.med import MatchModel, PackedTexts
 from capfilt.models.memory import ImageMemory
 from capfilt.train.gather import gather_texts, gather_with_gradient, rank, ranks
@@ -38,12 +37,7 @@ class Matcher(nn.Module):
     def check_batch(self, images: int, world: int) -> None:
         """See `BlipPretrain.check_batch`."""
         self.itc.config.check_batch(images * world)
-        drawn_from = images * (world if self._itm.negatives == "all_ranks" else 1)
-        if drawn_from < 2:
-            raise ConfigError(
-                "a batch of 1 image has no negatives for ITM: raise the batch size"
-                + (", or set itm.negatives to all_ranks" if world > 1 else "")
-            )
+        self._itm.check_batch(images, world)
 
     def contrast(self, states: Tensor, batch: Batch, step: int) -> tuple[Tensor, Drawn]:
         """ITC, and the draws of negatives by its similarities.

@@ -5,31 +5,35 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from capfilt.data.loader import Loader
+from capfilt.data.maker import Encoder
 from capfilt.errors import ConfigError, ModelError
 from capfilt.models.checkpoint import Role, resolve_folder
 from capfilt.models.convert import blip_tokenizer
+from capfilt.models.placement import target
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.train.config import TrainConfig
+from capfilt.train.features import Features
 from capfilt.train.itc import ItcConfig
 from capfilt.train.output import RECORD, SUMMARY
 from capfilt.train.ranks import Ranks
 
 
-def load_data(config: TrainConfig, ranks: Ranks, vocabulary: Path) -> Loader:
+def load_data(config: TrainConfig, ranks: Ranks, vocabulary: Path | Encoder) -> Loader:
     """The batches of this rank.
+
+    Args:
+        config: Of the training.
+        ranks: Those who share a batch.
+        vocabulary: What makes tokens of texts, or where BERT's lies.
 
     Raises:
         ConfigError: The ranks cannot divide a batch.
         InputError: A dataset is missing, empty, or has no texts.
     """
-    tokenizer = blip_tokenizer(vocabulary)
-    words = Vocabulary(
-        tokenizer,
-        start=tokenizer.bos_token_id,
-        end=tokenizer.sep_token_id,
-        size=len(tokenizer),
-    )
+    words = _bert(vocabulary) if isinstance(vocabulary, Path) else vocabulary
     return Loader(
         config.data,
         rank=ranks.rank,
@@ -37,6 +41,16 @@ def load_data(config: TrainConfig, ranks: Ranks, vocabulary: Path) -> Loader:
         batch_size=images_per_pass(config, ranks),
         vocabulary=words,
         seed=config.seed,
+    )
+
+
+def _bert(vocabulary: Path) -> Vocabulary:
+    tokenizer = blip_tokenizer(vocabulary)
+    return Vocabulary(
+        tokenizer,
+        start=tokenizer.bos_token_id,
+        end=tokenizer.sep_token_id,
+        size=len(tokenizer),
     )
 
 
@@ -50,37 +64,61 @@ def images_per_pass(config: TrainConfig, ranks: Ranks) -> int:
     return ranks.share(loop.batch_size // loop.accumulate, "loop.batch_size / loop.accumulate")
 
 
-def vocabulary_of(vocabulary: str, text_weights: str) -> Path:
+def vocabulary_of(vocabulary: str, weights: str, key: str = "model.text.weights") -> Path:
     """Where a pre-training's tokens are from: its own key, else the BERT that it starts from.
+
+    Args:
+        vocabulary: The key `vocabulary`.
+        weights: The folder of BERT.
+        key: What names that folder.
 
     Raises:
         ConfigError: Neither is given.
         ModelError: There is no such folder or hub id.
     """
-    given = vocabulary or text_weights
+    given = vocabulary or weights
     if not given:
         raise ConfigError(
             "vocabulary is not set: give BERT's vocab.txt or a tokenizer's folder, or a BERT "
-            "checkpoint as model.text.weights"
+            f"checkpoint as {key}"
         )
     return Path(given) if Path(given).exists() else _resolved("vocabulary", given)
 
 
-def start_folder(start: str, role: Role) -> Path:
+def given_folder(key: str, source: str, what: str) -> Path:
+    """A checkpoint that a stage cannot do without.
+
+    Args:
+        key: That names it.
+        source: A folder or hub id.
+        what: It is.
+
+    Raises:
+        ConfigError: It is not given.
+        ModelError: There is no such folder or hub id.
+    """
+    if not source:
+        raise ConfigError(f"{key} is not set: give the folder or hub id of {what}")
+    return _resolved(key, source)
+
+
+def start_folder(start: str, role: Role, stage: str = "blip_pretrain") -> Path:
     """The checkpoint that a finetuning starts from.
 
     Args:
         start: A folder or hub id of transformers' layout, or the output folder of a training,
             whose module of that role is taken.
         role: "captioner" or "filter".
+        stage: That makes such a module.
 
     Raises:
         ConfigError: It is not given.
         ModelError: There is no such folder or hub id.
     """
     if not start:
+        which = "-2" if stage.startswith("blip2") else ""
         raise ConfigError(
-            "model.start is not set: give the output folder of blip_pretrain, or a BLIP "
+            f"model.start is not set: give the output folder of {stage}, or a BLIP{which} "
             f"{role}'s folder or hub id"
         )
     training = Path(start).expanduser()
@@ -97,6 +135,20 @@ def _resolved(key: str, source: str) -> Path:
         return resolve_folder(source)
     except ModelError as error:
         raise ModelError(f"{key}: {error}") from None
+
+
+def frozen_dtype(config: TrainConfig, ranks: Ranks) -> torch.dtype:
+    """Of what does not learn: half precision on CUDA."""
+    return target(config.loop.precision, str(ranks.device))[1]
+
+
+def cached(features: Features, config: TrainConfig, folder: str) -> None:
+    """Let a frozen encoder keep what it makes of images, where a folder for it is given."""
+    if folder:
+        data = config.data
+        paths = [(dataset.path, dataset.images) for dataset in data.datasets]
+        seen = (data.image_size, data.augment, config.seed, paths)
+        features.keep(Path(folder), *seen)
 
 
 def ramped(itc: ItcConfig, epochs: float, steps_per_epoch: float) -> ItcConfig:

@@ -26,3 +26,9 @@ class Tokens:
         classify, match, decode = tokenizer.convert_tokens_to_ids(["[CLS]", "[ENC]", "[DEC]"])
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return cls(classify, match, decode, len(tokenizer), tuple(ids))
+
+    @classmethod
+    def of_bert(cls, tokenizer: BertTokenizer) -> Tokens:
+        """From BERT's tokenizer with `[DEC]`: BLIP-2 matches a text with `[CLS]` first."""
+        classify, decode = tokenizer.convert_tokens_to_ids(["[CLS]", "[DEC]"])
+        return cls(classify, classify, decode, len(tokenizer))

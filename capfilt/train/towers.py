@@ -41,6 +41,31 @@ class TextTower:
 
 
 @dataclass(frozen=True)
+class FrozenImageTower:
+    """An image encoder that is read and not trained."""
+
+    weights: str = ""  # folder or hub id of a CLIP's or a BLIP-2's image encoder
+    image_size: int = 224
+
+
+@dataclass(frozen=True)
+class QueryTower:
+    """Sizes of the Q-Former."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    queries: int = 32
+    cross_every: int = 2  # cross-attention in layers 0, 2, 4...
+    weights: str = ""  # folder of a BERT checkpoint; empty: from scratch
+
+    def __post_init__(self) -> None:
+        _check_tower(self.width, self.layers, self.heads)
+        if min(self.queries, self.cross_every) < 1:
+            raise ValueError("queries and cross_every must be at least 1")
+
+
+@dataclass(frozen=True)
 class DropConfig:
     """What is left out at random while training."""
 
