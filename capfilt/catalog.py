@@ -42,6 +42,8 @@ def trainings() -> dict[str, str]:
     """The stages that train, those with a `CONFIG`, and what each does in a line; none is run."""
     found = {}
     for file in _all("pipelines"):
+        if file.suffix != ".py":
+            continue
         tree = ast.parse(file.read_text(encoding="utf-8"))
         names = [
             target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets

@@ -1,39 +1,63 @@
-"""Stage `bootstrap`: a list of image URLs and alt texts becomes a filtered, re-captioned dataset.
+"""Stage `bootstrap`: the paper's whole loop with its ablations, from a noisy web to a table.
 
-    urls --ingest--> <folder>/web --run--> <folder>/dataset --verify
+    web + human --pre-train--> first model --finetune--> captioner, filter --run--> texts of an arm
+    texts of an arm + human --pre-train--> a new model --measure--> results.md, .json, .svg
 
-Source: BLIP, arXiv:2201.12086, section 3.3.
+    raw         the web as it came: what the first model has seen, so this is the first model
+    filter      web texts that the filter keeps
+    captioner   web texts and captions, unfiltered
+    both        web texts and captions that the filter keeps
+    repeat      raw, in proportions as if it had as many texts as `both` (Table 12)
+    continue    texts of `both`; the first model goes on, in place of a new one (Table 13)
+    shared      as `both`, by a captioner and a filter that share their weights (Table 4)
+
+All pre-trainings have as many steps. A text is an example of its own, as in the published code.
+
+Source: BLIP, arXiv:2201.12086, sections 3.3 and 4.2 to 4.4, Tables 1, 4, 12 and 13.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
-from capfilt.config import RunConfig
-from capfilt.ingest import Ingested, ingest
-from capfilt.run.job import Summary, Where, run
-from capfilt.run.verify import Verification, verify
+from capfilt.bootstrap.config import BootstrapConfig
+from capfilt.bootstrap.seed import Seed
+from capfilt.train.stage import Stage
+
+PRETRAIN = Stage.load("blip_pretrain").config
+
+CONFIG = BootstrapConfig(
+    # 20 epochs of the 15.3 million texts of the paper's 14 million images.
+    pretrain=replace(PRETRAIN, loop=replace(PRETRAIN.loop, steps=106_000)),
+    captioner=Stage.load("blip_finetune_captioner").config,
+    filter=Stage.load("blip_finetune_filter").config,
+)
 
 
-def bootstrap(
-    urls: str,
-    folder: str,
-    config: RunConfig,
-    *,
-    private_hosts: Sequence[str] = (),
-    samples_per_shard: int = 10_000,
-) -> tuple[Ingested, Summary, Verification]:
-    """Download, caption and filter on Ray, and read everything again; once more to resume.
+def bootstrap(seed: Seed) -> None:
+    """Put the parts of one seed on the agenda; `seed.arm` leaves out arms that nobody wants."""
+    arms, web = seed.config.arms, seed.material.web_texts()
 
-    Args:
-        urls: Parquet, csv or tsv with a URL and a caption column.
-        folder: Gets `web/` and `dataset/`.
-        config: What the run does.
-        private_hosts: Hosts to fetch from although they are not public.
-        samples_per_shard: Rows of the list per shard.
-    """
-    web, dataset = str(Path(folder, "web")), str(Path(folder, "dataset"))
-    ingested = ingest(
-        urls, web, allow_private_hosts=private_hosts, samples_per_shard=samples_per_shard
-    )
-    summary = run(config, Where(input=web, output=dataset))
-    return ingested, summary, verify(dataset)
+    first = seed.pretrain("raw", web)
+    seed.arm("raw", web)
+    captioner, filter_ = seed.finetune(first, "captioner"), seed.finetune(first, "filter")
+    run = seed.run("1", captioner, filter_)
+    seed.measure_modules("1", captioner, filter_, run)
+
+    model = seed.arm("both", seed.texts(run))
+    if "captioner" in arms:
+        unfiltered = seed.run("unfiltered", captioner, None)
+        seed.arm("captioner", seed.texts(unfiltered))
+    seed.arm("filter", seed.texts(run, "web"))
+    seed.arm("repeat", seed.repeated_web(run))
+    seed.arm("continue", seed.texts(run), start=first)
+
+    if "shared" in arms:
+        captioner, filter_ = seed.finetune_jointly(first)
+        run = seed.run("shared", captioner, filter_)
+        seed.measure_modules("shared", captioner, filter_, run)
+        seed.arm("shared", seed.texts(run))
+
+    for number in range(2, seed.config.rounds + 1):
+        captioner, filter_ = seed.finetune(model, "captioner"), seed.finetune(model, "filter")
+        run = seed.run(f"{number}", captioner, filter_)
+        seed.measure_modules(f"{number}", captioner, filter_, run)
+        model = seed.arm(f"both-{number}", seed.texts(run))

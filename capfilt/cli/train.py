@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +39,10 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray: a cluster; default: start Ray on this machine.")
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="bootstrap: further ones begin with the model that was bootstrapped."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the stages.")] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Print the stage's config as YAML; train nothing.")
@@ -46,7 +52,8 @@ def train(
     """Train STAGE; run it again to resume.
 
     One process by itself, several by torchrun (`torchrun --nproc-per-node 8 -m capfilt train ...`),
-    or a Ray cluster's when one of the options marked "Ray" is given.
+    or a Ray cluster's when one of the options marked "Ray" is given. `bootstrap`, the whole loop
+    with its ablations, is one process.
     """
     if list_:
         from capfilt.catalog import trainings
@@ -55,24 +62,28 @@ def train(
         return
     if stage is None:
         raise ConfigError("STAGE is missing: capfilt train --list names them")
+    on_ray = (num_workers, gpus_per_worker, address) != (None, None, None)
+    if stage == "bootstrap":
+        if on_ray or "RANK" in os.environ:
+            raise ConfigError("bootstrap is one process: no torchrun, no options for Ray")
+        more = [] if rounds is None else [f"rounds={rounds}"]
+        _bootstrap(config, [*(overrides or ()), *more], out, show=show, as_json=as_json)
+        return
+    if rounds is not None:
+        raise ConfigError(f"--rounds is for bootstrap; {stage} has loop.epochs and loop.steps")
     from capfilt.train.stage import Stage
 
-    chosen = Stage.load(stage)
-    resolved = chosen.resolve(
+    found = Stage.load(stage)
+    resolved = found.resolve(
         yaml_text=read_config(config), yaml_name=str(config), overrides=overrides or ()
     )
     if show:
-        from capfilt.schema import to_dict, to_yaml
-
-        print_result(to_dict(resolved)) if as_json else typer.echo(to_yaml(resolved), nl=False)
+        _show(resolved, as_json=as_json)
         return
-    if out is None:
-        raise ConfigError("--out is missing: a folder for checkpoints, log and models")
-    live = sys.stdout.isatty() and sys.stderr.isatty()
-    place = out.expanduser().absolute()
+    place = _place(out)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a worker dies
-        if (num_workers, gpus_per_worker, address) == (None, None, None):
-            summary = chosen.train(resolved, place, live=live)
+        if not on_ray:
+            summary = found.train(resolved, place, live=_live())
         else:
             try:
                 from capfilt.train.cluster import Cluster
@@ -80,11 +91,49 @@ def train(
                 need = "training on Ray needs more packages: pip install 'capfilt[train]'"
                 raise ConfigError(need) from None
             cluster = Cluster(num_workers, gpus_per_worker, address)
-            summary = cluster.train(chosen, resolved, place, live=live)
+            summary = cluster.train(found, resolved, place, live=_live())
     if not speaker():
         from capfilt.show import trained_text
 
         print_result(summary.to_dict() if as_json else trained_text(summary))
+
+
+def _bootstrap(
+    config: Path | None, overrides: list[str], out: Path | None, *, show: bool, as_json: bool
+) -> None:
+    from capfilt.bootstrap.experiment import Experiment
+    from capfilt.bootstrap.page import page
+
+    experiment = Experiment.load()
+    resolved = experiment.resolve(
+        yaml_text=read_config(config), yaml_name=str(config), overrides=overrides
+    )
+    if show:
+        _show(resolved, as_json=as_json)
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, between trainings
+    with contextlib.redirect_stdout(sys.stderr):
+        results = experiment.run(resolved, _place(out), live=_live())
+    if as_json:
+        print_result(results.to_dict())
+    else:
+        typer.echo(page(results), nl=False)
+
+
+def _show(resolved: Any, *, as_json: bool) -> None:
+    from capfilt.schema import to_dict, to_yaml
+
+    print_result(to_dict(resolved)) if as_json else typer.echo(to_yaml(resolved), nl=False)
+
+
+def _place(out: Path | None) -> Path:
+    if out is None:
+        raise ConfigError("--out is missing: a folder for checkpoints, log and models")
+    return out.expanduser().absolute()
+
+
+def _live() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def table_of(facts: dict[str, str]) -> Any:

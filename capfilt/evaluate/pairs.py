@@ -29,11 +29,12 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image's path, a text, and whether they match."""
+    """An image's path, a text, and whether they match; `kind` says how they do not, if known."""
 
     image: str
     caption: str
     matches: bool
+    kind: str = ""
 
 
 def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
@@ -88,7 +89,7 @@ def read_labelled(url: str, *, split: str | None = None) -> list[Labelled]:
             raise InputError(f"{url}: a label is 1 (match) or 0, is {label!r} for {image!r}")
         if not (isinstance(image, str) and isinstance(caption, str)):
             raise InputError(f"{url}: image and caption are texts, are {image!r} and {caption!r}")
-        found.append(Labelled(image, caption, bool(label)))
+        found.append(Labelled(image, caption, bool(label), str(row.get("kind", ""))))
     if len({pair.matches for pair in found}) < 2:
         which = f"split {split!r}" if split else "the file"
         raise InputError(

@@ -62,7 +62,7 @@ class Stage:
         tree = to_dict(self.config)
         merge(tree, parse_yaml(yaml_text, yaml_name))
         merge(tree, parse_overrides(overrides, example="optimiser.lr=1.0e-4"))
-        return self.from_dict(_absolute(tree))
+        return self.from_dict(absolute(tree))
 
     def from_dict(self, tree: Mapping[str, Any]) -> TrainConfig:
         """The inverse of `capfilt.schema.to_dict`.
@@ -106,11 +106,11 @@ class Stage:
             return Loop(training, config, ranks, stage=self.name, out=out, live=live).run()
 
 
-def _absolute(tree: Any, key: str = "") -> Any:
-    """Local places as every process finds them, whatever its current folder; hub ids stay."""
+def absolute(tree: Any, key: str = "") -> Any:
+    """A config with its local places as any process finds them, in any folder; hub ids stay."""
     if isinstance(tree, dict):
-        return {name: _absolute(part, name) for name, part in tree.items()}
+        return {name: absolute(part, name) for name, part in tree.items()}
     if isinstance(tree, list):
-        return [_absolute(part, key) for part in tree]
+        return [absolute(part, key) for part in tree]
     is_place = key in _PLACES and isinstance(tree, str) and tree
     return files.absolute(tree) if is_place and (key == "path" or files.exists(tree)) else tree

@@ -1,0 +1,188 @@
+"""What is measured of models and runs: figures by name, kept in a file, each measured once.
+
+Shares and recalls are in [0, 1], CIDEr in [0, 10].
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from capfilt.bootstrap.config import BootstrapConfig
+from capfilt.bootstrap.material import Material
+from capfilt.demo.checker import is_true
+from capfilt.demo.dataset import read_truth
+from capfilt.demo.scene import Scene
+from capfilt.demo.world import Picture
+from capfilt.errors import ModelError
+from capfilt.evaluate.captions import evaluate_captions
+from capfilt.evaluate.filter_quality import score_pairs
+from capfilt.evaluate.labels import Curve
+from capfilt.evaluate.pairs import Captioned, read_captioned, read_labelled
+from capfilt.evaluate.pictures import Pictures
+from capfilt.evaluate.retrieval import evaluate_retrieval
+from capfilt.io import files, outputs
+from capfilt.io.commits import list_commits
+from capfilt.io.ledger import read_ledger
+from capfilt.io.publish import write_bytes
+from capfilt.models.checkpoint import Role, inspect
+from capfilt.models.filter import MatchFilter
+from capfilt.models.load import load_captioner, load_filter
+from capfilt.record import Source, Verdict
+from capfilt.run.manifest import Manifest
+from capfilt.schema import to_dict
+
+Values = dict[str, float]
+
+
+class Figures:
+    """One file of figures."""
+
+    def __init__(self, path: Path, config: BootstrapConfig, material: Material) -> None:
+        self._path = path
+        self._config = config
+        self._material = material
+        self._kept = json.loads(path.read_text()) if path.exists() else {}
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def save(self) -> bool:
+        """Write them down; False where nothing was measured anew."""
+        if self._found == self._kept:
+            return False
+        write_bytes(str(self._path), (json.dumps(self._found, indent=1) + "\n").encode())
+        return True
+
+    @staticmethod
+    def read(path: Path) -> Values:
+        """All figures of a file; none where it is not there."""
+        parts = json.loads(path.read_text()).values() if path.exists() else ()
+        return {name: value for part in parts for name, value in part["figures"].items()}
+
+    def retrieval(self, folder: Path) -> None:
+        """R@1 of a filter both ways: `tr_r1` finds texts of images, `ir_r1` images of texts."""
+        k_test = self._config.evaluate.k_test
+
+        def measure() -> Values:
+            filter_ = load_filter(str(folder), self._config.run.scoring)
+            if not isinstance(filter_, MatchFilter):
+                raise ModelError(f"{folder}: retrieval needs an ITM head")
+            found = evaluate_retrieval(filter_, self._captioned, self._pictures, k_test=k_test)
+            ranking = found.itm or found.itc
+            return {"tr_r1": ranking.image_to_text.r1, "ir_r1": ranking.text_to_image.r1}
+
+        self._once("retrieval", self._of(folder, "filter") | {"k_test": k_test}, measure)
+
+    def captions(self, folder: Path, prompt: str, prefix: str = "") -> None:
+        """BLEU-4 and CIDEr of a captioner and, in the emoji world, how many captions are true."""
+        config = replace(self._config.evaluate.captions, prompt=prompt)
+
+        def measure() -> Values:
+            model = load_captioner(str(folder), config, seed=0)
+            found = evaluate_captions(model, self._captioned, self._pictures)
+            values = {"bleu4": found.bleu[-1], "cider": found.cider}
+            if self._scenes:
+                true = sum(
+                    is_true(text, self._scenes[image]) for image, text in found.written.items()
+                )
+                values["captions_true"] = true / len(found.written)
+            return {f"{prefix}{name}": value for name, value in values.items()}
+
+        of = self._of(folder, "captioner") | {"captions": to_dict(config)}
+        self._once(f"{prefix}captions", of, measure)
+
+    def matching(self, folder: Path) -> None:
+        """ROC AUC of a filter over labelled pairs: of all, and of each kind of false ones."""
+        if not self._material.pairs:
+            return
+
+        def measure() -> Values:
+            pairs = read_labelled(self._material.pairs)
+            asked = [(pair.image, pair.caption) for pair in pairs]
+            scores = score_pairs(
+                load_filter(str(folder), self._config.run.scoring), asked, self._pictures
+            )
+
+            def auc(kinds: set[str]) -> float:
+                wanted = [i for i, p in enumerate(pairs) if p.matches or p.kind in kinds]
+                probs = [scores[i].match_prob or 0.0 for i in wanted]
+                return Curve.of(probs, [pairs[i].matches for i in wanted]).roc_auc
+
+            kinds = sorted({pair.kind for pair in pairs if not pair.matches})
+            values = {"auc": auc(set(kinds))}
+            return values | {f"auc_{kind}": auc({kind}) for kind in kinds if kind}
+
+        pairs = {"pairs": files.digest(self._material.pairs)[1]}
+        self._once("matching", self._of(folder, "filter") | pairs, measure)
+
+    def harvest(self, run: Path) -> None:
+        """What a run kept of the web's texts and of its captions and, in the emoji world, whether
+        they are true: `web_true` of all, `web_kept_true` of those that were kept."""
+        manifest = Manifest.read(str(run))
+        of = {"run": manifest and manifest.fingerprint, "shards": len(list_commits(str(run)))}
+        self._once("harvest", of, lambda: self._harvest(run))
+
+    def _harvest(self, run: Path) -> Values:
+        counts: Counter[tuple[Source, str]] = Counter()
+        truth = self._material.web_truth
+        pictures = {p.key: p for p in read_truth(Path(truth))} if truth else {}
+        for shard in list_commits(str(run)):
+            for batch in read_ledger(files.join(str(run), outputs.ledger_path(shard))):
+                for row in batch.to_pylist():
+                    if row["verdict"] == Verdict.FAILED:
+                        continue
+                    seen = ["all", "kept"] if row["verdict"] == Verdict.KEPT else ["all"]
+                    if pictures and _is_true(row, pictures[row["key"]]):
+                        seen += [f"{name} true" for name in seen]
+                    counts.update((Source(row["source"]), name) for name in seen)
+        return _shares(counts, has_truth=bool(pictures))
+
+    def _once(self, name: str, of: Mapping[str, Any], measure: Callable[[], Values]) -> None:
+        """Measure unless that has been done, of the same models in the same way."""
+        kept = self._kept.get(name)
+        if kept is None or kept["of"] != of:
+            kept = {"of": of, "figures": measure()}
+        self._found[name] = kept
+
+    def _of(self, folder: Path, role: Role) -> dict[str, Any]:
+        images = files.digest(self._material.evaluation)[1]
+        return {"model": inspect(str(folder), role).sha256, "evaluation": images}
+
+    @cached_property
+    def _scenes(self) -> dict[str, Scene]:
+        """Of the evaluation's images; none where the truth is not known."""
+        truth = self._material.evaluation_truth
+        return {p.file: p.scene for p in read_truth(Path(truth))} if truth else {}
+
+    @cached_property
+    def _captioned(self) -> list[Captioned]:
+        return read_captioned(self._material.evaluation)
+
+    @property
+    def _pictures(self) -> Pictures:
+        return Pictures(self._material.evaluation_images, compute=self._config.run.compute)
+
+
+def _is_true(row: Mapping[str, Any], picture: Picture) -> bool:
+    if row["source"] == Source.WEB:
+        return picture.web.kind == "true"
+    return is_true(row["text"] or "", picture.scene)
+
+
+def _shares(counts: Counter[tuple[Source, str]], *, has_truth: bool) -> Values:
+    web, synthetic = Source.WEB, Source.SYNTHETIC
+    kept = {source: counts[source, "kept"] for source in (web, synthetic)}
+    values = {
+        "texts": float(sum(kept.values())),
+        "web_kept": kept[web] / counts[web, "all"],
+        "noise_ratio": 1 - kept[synthetic] / counts[synthetic, "all"],
+    }
+    for source in (web, synthetic) if has_truth else ():
+        values[f"{source}_true"] = counts[source, "all true"] / counts[source, "all"]
+        if kept[source]:
+            values[f"{source}_kept_true"] = counts[source, "kept true"] / kept[source]
+    return values

@@ -1,0 +1,136 @@
+"""What came of the experiment: every figure's mean and spread over the seeds, and what to heed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from capfilt.bootstrap.config import ARMS, BootstrapConfig
+from capfilt.bootstrap.figures import Figures
+
+# Table 1, best first; the controls have no place in it.
+ORDER = ("both", "captioner", "filter", "raw")
+MODULES = "modules-"
+# Source: BLIP, arXiv:2201.12086, Tables 2 and 4.
+PAPER_NOISE_RATIO, PAPER_SHARED_NOISE_RATIO = 0.25, 0.08
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of all seeds that have it."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation (n - 1); None of a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"mean": self.mean, "deviation": self.deviation, "values": list(self.values)}
+
+
+Row = Mapping[str, Spread]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows by name: new models by arm, and captioner-and-filter pairs by what they began with."""
+
+    seeds: tuple[int, ...]  # those of which there is anything
+    arms: Mapping[str, Row]
+    modules: Mapping[str, Row]
+    differences: Mapping[str, Row]  # "both - raw" and so on, seed by seed
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def read(cls, out: Path, config: BootstrapConfig) -> Results:
+        """Gather what has been measured so far."""
+        folders = {seed: out / f"seed-{seed}" / "figures" for seed in config.seeds}
+        seeds = tuple(seed for seed, folder in folders.items() if any(folder.glob("*.json")))
+        names = {path.stem for seed in seeds for path in folders[seed].glob("*.json")}
+        found = {
+            name: [Figures.read(folders[seed] / f"{name}.json") for seed in seeds]
+            for name in sorted(names, key=_place)
+        }
+        arms = {name: rows for name, rows in found.items() if not name.startswith(MODULES)}
+        modules = {
+            name.removeprefix(MODULES): _row(rows)
+            for name, rows in found.items()
+            if name.startswith(MODULES)
+        }
+        return cls(
+            seeds=seeds,
+            arms={name: _row(rows) for name, rows in arms.items()},
+            modules=modules,
+            differences=_differences(arms),
+            warnings=tuple(_warnings(modules)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        tables = {
+            name: {
+                row: {figure: spread.to_dict() for figure, spread in figures.items()}
+                for row, figures in getattr(self, name).items()
+            }
+            for name in ("arms", "modules", "differences")
+        }
+        return {"seeds": list(self.seeds), **tables, "warnings": list(self.warnings)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    order = [str(arm) for arm in ARMS]
+    return (order.index(name) if name in order else len(order), name)
+
+
+def _row(of_seeds: Sequence[Mapping[str, float]]) -> Row:
+    names = dict.fromkeys(name for figures in of_seeds for name in figures)
+    return {
+        name: Spread(tuple(figures[name] for figures in of_seeds if name in figures))
+        for name in names
+    }
+
+
+def _differences(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Row]:
+    """Of neighbours in Table 1's order and of its ends; only seeds that have both count."""
+    found = {}
+    for better, worse in (*pairwise(ORDER), (ORDER[0], ORDER[-1])):
+        if better in arms and worse in arms:
+            rows = [
+                {name: a[name] - b[name] for name in a if name in b}
+                for a, b in zip(arms[better], arms[worse], strict=True)
+            ]
+            found[f"{better} - {worse}"] = _row(rows)
+    return found
+
+
+def _warnings(modules: Mapping[str, Row]) -> list[str]:
+    """Rounds whose noise ratio falls as the paper's does where captioner and filter share weights.
+
+    More than half that way, relative to the first round, is worth a word.
+    """
+    first = modules.get("1", {}).get("noise_ratio")
+    if first is None:
+        return []
+    least = (PAPER_NOISE_RATIO + PAPER_SHARED_NOISE_RATIO) / 2 / PAPER_NOISE_RATIO * first.mean
+    found = []
+    for name, row in modules.items():
+        ratio = row.get("noise_ratio")
+        if name not in ("1", "shared") and ratio is not None and ratio.mean < least:
+            found.append(
+                f"round {name}: the noise ratio fell from {first.mean:.1%} to {ratio.mean:.1%}. In "
+                f"the paper {PAPER_NOISE_RATIO:.0%} fall to {PAPER_SHARED_NOISE_RATIO:.0%} where "
+                "captioner and filter share weights, a sign that the filter confirms what the "
+                "captioner gets wrong: look at the captions, or stop at the round before"
+            )
+    return found
