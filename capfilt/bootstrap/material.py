@@ -9,11 +9,13 @@ from capfilt.bootstrap.config import PlacesConfig, WorldConfig
 from capfilt.data.config import DatasetConfig
 from capfilt.demo.dataset import make_world
 from capfilt.demo.grammar import words
-from capfilt.demo.tiny import tokenizer
+from capfilt.demo.tiny import vocabulary
+from capfilt.demo.web import words as web_words
 from capfilt.errors import ConfigError
 from capfilt.io import files
 
 _MADE = "made"  # of a world: written last
+_PROMPT = "a picture of"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Material:
             evaluation=str(folder / "evaluation/captions.json"),
             evaluation_images=str(folder / "evaluation/images"),
             pairs=str(folder / "evaluation/pairs.json"),
-            vocabulary=str(folder / "vocabulary"),
+            vocabulary=str(folder / "vocab.txt"),
             web_truth=str(folder / "web-truth.jsonl"),
             evaluation_truth=str(folder / "evaluation/truth.jsonl"),
         )
@@ -84,6 +86,7 @@ def make(folder: Path, world: WorldConfig) -> bool:
         seed=world.seed,
         side=world.side,
     )
-    tokenizer(words()).save_pretrained(folder / "vocabulary")
+    lines = vocabulary([*words(), *web_words(), *_PROMPT.split()])
+    (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
     (folder / _MADE).touch()
     return True
