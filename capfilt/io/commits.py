@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -114,6 +114,20 @@ def list_commits(output: str) -> dict[str, Commit]:
 def remove_commit(output: str, shard_id: str) -> None:
     """Make a shard's outputs not count any more."""
     files.remove(files.join(output, outputs.commit_path(shard_id)))
+
+
+def retire(output: str, shard_id: str, successors: Collection[str]) -> None:
+    """Take back a stale commit, and then its files that nothing will replace.
+
+    Args:
+        output: The output.
+        shard_id: Of the shard that will be made again.
+        successors: Paths of the files that it will have.
+    """
+    stale = read_commit(output, shard_id)
+    remove_commit(output, shard_id)
+    for path in set(stale.outputs) - set(successors) if stale else ():
+        files.remove(files.join(output, path))
 
 
 def write_failure(output: str, failure: Failure) -> None:

@@ -186,7 +186,7 @@ class ClusterEngine:
         return Done(result)
 
     def _settle(self, work: Work, error: Exception) -> GaveUp | None:
-        outcome = settle(work, error, self._task)
+        outcome = settle(work, error, max_attempts=self._task.config.compute.max_attempts)
         if isinstance(outcome, GaveUp):
             return outcome
         (self._suspects if outcome.suspect else self._queue).append(outcome)

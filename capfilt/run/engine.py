@@ -8,7 +8,6 @@ from typing import Protocol
 
 from capfilt.errors import CapfiltError, ConfigError, ModelError
 from capfilt.io.commits import Commit
-from capfilt.run.task import Task
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
@@ -54,7 +53,7 @@ class Engine(Protocol):
         ...
 
 
-def settle(work: Work, error: BaseException, task: Task) -> Work | GaveUp:
+def settle(work: Work, error: BaseException, *, max_attempts: int) -> Work | GaveUp:
     """What follows from a failed try: another try, or the end.
 
     Raises:
@@ -63,7 +62,7 @@ def settle(work: Work, error: BaseException, task: Task) -> Work | GaveUp:
     if isinstance(error, ConfigError | ModelError) or not isinstance(error, Exception):
         raise error
     attempts = work.attempts + 1
-    if attempts < task.config.compute.max_attempts:
+    if attempts < max_attempts:
         return replace(work, attempts=attempts)
     return GaveUp(work.shard, attempts, one_line(error))
 

@@ -130,7 +130,10 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         from capfilt.cluster import connect
 
         connect(where.address)
-    _settle_manifest(task, where, plan, is_begun=bool(commits))
+    manifest = Manifest.of(
+        task, input_url=where.input, human=where.human, human_images=where.human_images
+    )
+    settle_manifest(manifest, where.output, plan, is_begun=bool(commits), overwrite=where.overwrite)
     clean_temporary(where.output)
     _announce(plan, inputs, where)
     works = [Work(shard) for shard in plan.todo]
@@ -232,33 +235,36 @@ def _find(where: Where) -> Inputs:
     return Inputs(shards=shards, unfinished=inputs.unfinished)
 
 
-def _settle_manifest(task: Task, where: Where, plan: Plan, *, is_begun: bool) -> None:
-    """Write the manifest, unless OUTPUT belongs to another run and may not be overwritten."""
-    old = Manifest.read(where.output)
-    new = Manifest.of(
-        task, input_url=where.input, human=where.human, human_images=where.human_images
-    )
-    if plan.stale and not where.overwrite:
+def settle_manifest(
+    new: Manifest, output_url: str, plan: Plan, *, is_begun: bool, overwrite: bool
+) -> None:
+    """Write the manifest, unless OUTPUT belongs to another run and may not be overwritten.
+
+    Raises:
+        CommitError: It does; names what differs.
+    """
+    old = Manifest.read(output_url)
+    if plan.stale and not overwrite:
         changed = differences(old.decisive, new.decisive) if old else []
         if plan.changed_inputs:
             changed.append(f"the input of {_some(plan.changed_inputs)}")
         raise CommitError(
-            f"{where.output} holds another run; {len(plan.stale)} of its shards would be redone "
+            f"{output_url} holds another run; {len(plan.stale)} of its shards would be redone "
             f"because of a change of {'; '.join(changed) or 'the fingerprint'}. "
             "Use --overwrite, or a new OUTPUT"
         )
     other = old is not None and old.fingerprint != new.fingerprint
-    if old is not None and other and is_begun and not where.overwrite:
+    if old is not None and other and is_begun and not overwrite:
         raise CommitError(
-            f"{where.output} belongs to another run: "
+            f"{output_url} belongs to another run: "
             f"{'; '.join(differences(old.decisive, new.decisive))}. "
             "Use --overwrite, or a new OUTPUT"
         )
-    if old is not None and is_begun and not where.overwrite:
+    if old is not None and is_begun and not overwrite:
         before, now = root_of(old.input), root_of(new.input)
         if before != now:
             raise CommitError(
-                f"{where.output} holds a run over {before}. Use --overwrite to go on with {now} "
+                f"{output_url} holds a run over {before}. Use --overwrite to go on with {now} "
                 "(shards that are the same stay), or a new OUTPUT"
             )
     if old is not None and old.versions != new.versions and not other:
@@ -267,7 +273,7 @@ def _settle_manifest(task: Task, where: Where, plan: Plan, *, is_begun: bool) ->
             "library versions differ from the first run's (%s): bytes may differ", changed_versions
         )
     if old != new:
-        new.write(where.output)
+        new.write(output_url)
 
 
 def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:

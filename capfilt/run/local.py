@@ -52,7 +52,9 @@ class LocalEngine:
                         if error is None:
                             yield Done(future.result())
                             continue
-                        outcome = settle(work, error, self._task)
+                        outcome = settle(
+                            work, error, max_attempts=self._task.config.compute.max_attempts
+                        )
                         if isinstance(outcome, Work):
                             queue.append(outcome)
                         else:

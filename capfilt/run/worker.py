@@ -28,14 +28,7 @@ import torch
 
 from capfilt.errors import InputError, ModelError
 from capfilt.io import files, outputs, publish
-from capfilt.io.commits import (
-    Commit,
-    InputRecord,
-    OutputRecord,
-    read_commit,
-    remove_commit,
-    write_commit,
-)
+from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
 from capfilt.io.ledger import LedgerWriter
 from capfilt.io.reader import read_samples
 from capfilt.io.writer import DataWriter, open_writer
@@ -128,7 +121,7 @@ class Worker:
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:
-            self._retire(shard, {data_path, ledger_path})
+            retire(root, shard.id, {data_path, ledger_path})
         with self._counting(shard) as tally:
             # Contexts end inside out: the data is published first, then the ledger.
             with (
@@ -152,13 +145,6 @@ class Worker:
             )
             write_commit(root, commit)
         return commit
-
-    def _retire(self, shard: InputShard, successors: set[str]) -> None:
-        """Take back a stale commit, and then its files that nothing will replace."""
-        stale = read_commit(self.task.output_url, shard.id)
-        remove_commit(self.task.output_url, shard.id)
-        for path in set(stale.outputs) - successors if stale else ():
-            files.remove(files.join(self.task.output_url, path))
 
     def in_flight(self) -> Tally:
         """Counts of the shards that are not committed yet."""
