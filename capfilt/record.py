@@ -37,6 +37,17 @@ class Reason(StrEnum):
     TEXT_TOO_LONG = "text_too_long"
     BELOW_MIN_MATCH_PROB = "below_min_match_prob"
     NOT_IN_TOP_K = "not_in_top_k"
+    # A cut of a ledger drops a text (`capfilt.cut`).
+    BELOW_MIN_SIMILARITY = "below_min_similarity"
+    BELOW_KEPT_FRACTION = "below_kept_fraction"
+    NOT_IN_MIX = "not_in_mix"  # another source's text was taken for the image
+    REPETITIVE_TEXT = "repetitive_text"
+    DUPLICATE_TEXT = "duplicate_text"  # an earlier image keeps the same caption
+    # An image is dropped, and with it each of its texts.
+    METADATA_FILTERED = "metadata_filtered"
+    DUPLICATE_IMAGE = "duplicate_image"  # the same bytes as an earlier image
+    NEAR_DUPLICATE_IMAGE = "near_duplicate_image"  # looks like an earlier image
+    EVALUATION_IMAGE = "evaluation_image"  # or looks like one of an evaluation set
     # A sample fails; none of its texts is scored.
     NO_IMAGE = "no_image"
     IMAGE_EMPTY = "image_empty"  # zero bytes

@@ -196,7 +196,7 @@ def _convert(hint: Any, value: Any, key: str, valid: list[str]) -> Any:
         if value not in arguments:
             raise ConfigError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, key, valid)

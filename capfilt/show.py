@@ -15,6 +15,7 @@ from capfilt.record import Source, Verdict
 from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
+from capfilt.select.select import Forecast
 from capfilt.tally import Tally
 
 if TYPE_CHECKING:  # it brings torch
@@ -67,6 +68,24 @@ def status_text(status: Status) -> RenderableType:
         facts[role] = f"{identity['source']} (sha256 {identity['sha256'][:12]})"
     failed = [f"failed shard {f.shard}: {f.error}" for f in status.failures]
     return _page(status.output, facts, status.tally, status.noise_ratio, failed)
+
+
+def forecast_text(found: Forecast) -> RenderableType:
+    """What a cut would keep, rule by rule, beside what the OUTPUT keeps now."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    table.add_row("texts", f"{found.candidates:,}", "that the rules judge")
+    for rule, left in found.left_after().items():
+        dropped = found.after.dropped_texts[rule]
+        table.add_row("", f"{left:,}", f"left after {rule} dropped {dropped:,}")
+    for title, tally in (("now", found.before), ("would be", found.after)):
+        counts = _counts(tally, None)
+        for name in ("images", *(f"{source} texts" for source in Source)):
+            if name in counts:
+                table.add_row(title, "", f"{name}: {counts[name]}")
+    return Group(escape(found.origin), table)
 
 
 def trained_text(summary: Trained) -> RenderableType:

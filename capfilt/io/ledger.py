@@ -6,7 +6,7 @@ texts, texts that were never scored, and every text of a sample that failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -45,12 +45,7 @@ class LedgerWriter:
         """
         self._rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._schema = SCHEMA.with_metadata({str(k): str(v) for k, v in metadata.items()})
-        self._writer = pq.ParquetWriter(
-            str(file) if isinstance(file, Path) else file,
-            self._schema,
-            compression="zstd",
-            use_dictionary=["source", "verdict", "reason"],
-        )
+        self._writer = _parquet_writer(str(file) if isinstance(file, Path) else file, self._schema)
 
     def write(self, annotated: Annotated) -> None:
         """Add every text of a sample. A failed sample's texts fail for the sample's problem."""
@@ -120,6 +115,63 @@ def read_ledger(url: str, *, batch_size: int = _ROWS_PER_GROUP) -> Iterator[Any]
             yield from parquet.iter_batches(batch_size=batch_size, columns=SCHEMA.names)
         except pa.ArrowException as error:
             raise InputError(f"{url}: not a readable ledger: {error}") from error
+
+
+def read_ledger_columns(url: str, columns: Sequence[str]) -> Any:
+    """Some columns of a whole ledger as an Arrow table; source, verdict and reason as dictionaries.
+
+    Raises:
+        InputError: The file is missing or no ledger.
+    """
+    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
+        try:
+            named = ["source", "verdict", "reason"]
+            table = pq.ParquetFile(file, read_dictionary=named).read(columns=list(columns))
+        except pa.ArrowException as error:
+            raise InputError(f"{url}: not a readable ledger: {error}") from error
+    missing = set(columns) - set(table.column_names)
+    if missing:
+        raise InputError(f"{url}: not a ledger: no column {', '.join(sorted(missing))}")
+    return table.unify_dictionaries().combine_chunks()
+
+
+def rewrite_ledger(
+    url: str,
+    file: Path,
+    *,
+    verdict: Sequence[str],
+    reason: Sequence[str | None],
+    changes: Mapping[str, str],
+) -> None:
+    """Write a ledger again with other verdicts. The same verdicts give the same row groups.
+
+    Args:
+        url: The ledger.
+        file: Where the new one goes.
+        verdict: Of every row.
+        reason: Of every row.
+        changes: Metadata that differ.
+
+    Raises:
+        InputError: The ledger cannot be read.
+    """
+    schema = SCHEMA.with_metadata({**read_ledger_metadata(url), **changes})
+    at = 0
+    with _parquet_writer(str(file), schema) as writer:
+        for batch in read_ledger(url):
+            rows = slice(at, at + batch.num_rows)
+            columns = {name: batch.column(name) for name in SCHEMA.names}
+            columns["verdict"] = pa.array(verdict[rows], pa.string())
+            columns["reason"] = pa.array(reason[rows], pa.string())
+            table = pa.Table.from_arrays(list(columns.values()), schema=schema)
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+            at += batch.num_rows
+
+
+def _parquet_writer(file: Any, schema: Any) -> Any:
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=["source", "verdict", "reason"]
+    )
 
 
 def read_ledger_metadata(url: str) -> dict[str, str]:

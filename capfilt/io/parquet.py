@@ -72,6 +72,21 @@ def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
             raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
 
 
+def read_text_rows(shard: InputShard) -> Iterator[Sample]:
+    """The samples of a Parquet shard that capfilt wrote without images: keys and metadata.
+
+    Raises:
+        InputError: The file is missing, damaged, or none of capfilt's.
+    """
+    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
+        try:
+            for batch in pq.ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    yield Sample(str(row["key"]), None, "", (), row)
+        except (pa.ArrowException, KeyError) as error:
+            raise InputError(f"{shard.url}: not a data shard of capfilt ({error})") from error
+
+
 def samples_of(
     batch: Any, image_column: str, row_number: int, shard: InputShard, limits: ImageConfig
 ) -> Iterator[Sample]:

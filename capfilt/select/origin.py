@@ -1,0 +1,221 @@
+"""What a cut is made from: the OUTPUT of a run or of another cut, with its ledgers and images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+
+from capfilt.config import ImageConfig, OutputConfig
+from capfilt.cut import Mask, Rows, ScoreName
+from capfilt.errors import InputError
+from capfilt.io import files, outputs
+from capfilt.io.commits import Commit, InputRecord, list_commits
+from capfilt.io.fields import OURS
+from capfilt.io.ledger import read_ledger_columns
+from capfilt.io.parquet import read_text_rows
+from capfilt.io.reader import read_samples
+from capfilt.io.tar import tar_key
+from capfilt.record import Sample, Source
+from capfilt.run.manifest import Manifest
+from capfilt.select.rows import read_rows
+from capfilt.shard import Form, InputShard
+
+CUT_OF = "cut_of"  # in a manifest's `decisive`: the fingerprint of what a cut was made from
+_FORMS = {"tar": Form.TAR, "parquet": Form.PARQUET}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An OUTPUT and its commits by shard id, sorted. What has no commit does not exist."""
+
+    url: str
+    manifest: Manifest
+    commits: Mapping[str, Commit]
+    sizes: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # of data, with versions
+
+    @classmethod
+    def open(cls, url: str) -> Origin:
+        """Read the manifest and the commits.
+
+        Raises:
+            InputError: There is no run at the URL, or no shard of it is committed.
+        """
+        place = files.absolute(url)
+        manifest = Manifest.read(place)
+        if manifest is None:
+            raise InputError(f"{url}: no run here (no {outputs.MANIFEST})")
+        commits = list_commits(place)
+        if not commits:
+            raise InputError(f"{url}: no shard is committed yet")
+        found = files.find(files.join(place, "data"))
+        sizes = {f"data/{entry.name}": (entry.size_bytes, entry.version) for entry in found}
+        return cls(place, manifest, commits, sizes)
+
+    @property
+    def output(self) -> OutputConfig:
+        """The form of its data shards."""
+        return OutputConfig(**self.manifest.config["output"])
+
+    @property
+    def ranked_by(self) -> ScoreName | None:
+        """The score in whose order an image's kept texts stand; None: as they came."""
+        selection = self.manifest.config["selection"]
+        if "ranked_by" in selection:
+            return cast(ScoreName | None, selection["ranked_by"])
+        return "similarity" if selection["top_k"] is not None else None  # a run's
+
+    @cached_property
+    def parent(self) -> Origin | None:
+        """What it was cut from; None for a run's OUTPUT.
+
+        Raises:
+            InputError: It is not there any more.
+        """
+        if CUT_OF not in self.manifest.decisive:
+            return None
+        return Origin.open(self.manifest.input)
+
+    def shards(self) -> tuple[InputShard, ...]:
+        """Its data shards as the input of a cut.
+
+        Raises:
+            InputError: One is missing.
+        """
+        return tuple(self.shard(shard_id) for shard_id in self.commits)
+
+    def shard(self, shard_id: str) -> InputShard:
+        """One of its data shards."""
+        path = self.data_path(shard_id)
+        if path not in self.sizes:
+            raise InputError(
+                f"{files.join(self.url, path)}: not found, but committed; run `verify`"
+            )
+        size_bytes, version = self.sizes[path]
+        form = _FORMS[path.rpartition(".")[2]]
+        return InputShard(shard_id, form, files.join(self.url, path), size_bytes, version)
+
+    def data_path(self, shard_id: str) -> str:
+        """Where a shard's data lie, relative to the OUTPUT."""
+        return next(p for p in self.commits[shard_id].outputs if p.startswith("data/"))
+
+    def ledger_url(self, shard_id: str) -> str:
+        """Of a shard's ledger."""
+        return files.join(self.url, outputs.ledger_path(shard_id))
+
+    def rows(self, shard_id: str) -> Rows:
+        """A shard's texts with their verdicts.
+
+        Raises:
+            InputError: The ledger cannot be read.
+        """
+        return read_rows(self.ledger_url(shard_id))
+
+    def texts(self, shard_id: str) -> Any:
+        """What a shard's texts say, as an Arrow column.
+
+        Raises:
+            InputError: The ledger cannot be read.
+        """
+        return read_ledger_columns(self.ledger_url(shard_id), ["text"])["text"]
+
+    def samples(self, shard_id: str, needed: Mask) -> Iterator[tuple[int, Sample]]:
+        """The samples of some images, with their numbers in the ledger, in its order.
+
+        From its own data where they are all there, else from what it was made from. Metadata is
+        what the run's input had; texts are those of the file that was read.
+
+        Args:
+            shard_id: Of a shard.
+            needed: One flag per image of its ledger.
+
+        Raises:
+            InputError: They cannot be read, or are not those of the ledger.
+        """
+        present = self.rows(shard_id).with_kept()
+        if not (needed & ~present).any():
+            found = self._own(shard_id, present)
+        elif self.parent is not None:
+            yield from self.parent.samples(shard_id, needed)
+            return
+        else:
+            found = self._of_input(shard_id, int((needed & ~present).sum()), len(needed))
+        for number, sample in found:
+            if needed[number]:
+                yield number, sample
+
+    def _own(self, shard_id: str, present: Mask) -> Iterator[tuple[int, Sample]]:
+        shard = self.shard(shard_id)
+        is_row = shard.form is Form.PARQUET
+        text_only = is_row and not self.output.images
+        found = read_text_rows(shard) if text_only else read_samples(shard, _no_limits())
+        keys = self.keys(shard_id)
+        numbers = iter(np.nonzero(present)[0].tolist())
+        for sample in found:
+            number = next(numbers, None)
+            key = None if number is None else keys[number]
+            expected = key if key is None or is_row else tar_key(key)
+            if number is None or key is None or sample.key != expected:
+                raise InputError(f"{shard.url}: {sample.key!r} where its ledger has {key!r}")
+            yield (
+                number,
+                replace(sample, key=key, metadata=original(sample.metadata, is_row=is_row)),
+            )
+        if next(numbers, None) is not None:
+            raise InputError(f"{shard.url}: fewer samples than its ledger says")
+
+    def _of_input(self, shard_id: str, missing: int, images: int) -> Iterator[tuple[int, Sample]]:
+        """From INPUT: what the run dropped is nowhere else."""
+        record = self.commits[shard_id].input
+        why = f"shard {shard_id}: {missing:,} images that {self.url} does not hold"
+        if record.form == Form.PAIRS:
+            raise InputError(f"{why} are of a captions file: run again with its images in the data")
+        shard = _as_shard(shard_id, record, why)
+        keys = self.keys(shard_id)
+        limits = ImageConfig(**self.manifest.config["images"])
+        number = -1
+        for number, sample in enumerate(read_samples(shard, limits)):
+            if number >= images or sample.key != keys[number]:
+                raise InputError(f"{why} should be in {shard.url}, but that is another file now")
+            yield number, sample
+        if number + 1 != images:
+            raise InputError(f"{why} should be in {shard.url}, but that is another file now")
+
+    def keys(self, shard_id: str) -> list[str]:
+        """The key of each image in a shard's ledger."""
+        table = read_ledger_columns(self.ledger_url(shard_id), ["key", "source", "index"])
+        is_first = np.array(table["source"].to_pylist()) != str(Source.SYNTHETIC)
+        is_first &= table["index"].to_numpy() == 0
+        return list(table["key"].filter(is_first).to_pylist())
+
+
+def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str, Any]:
+    """The fields that a sample had before a run added its own (`capfilt.io.fields`).
+
+    A web text that was too long for the ledger comes back as `caption`. The row of a Parquet shard
+    has them in its column `json`.
+    """
+    web = fields.get("web_text")
+    stored = json.loads(fields["json"]) if is_row else fields
+    found = {name: value for name, value in stored.items() if is_row or name not in OURS}
+    return found if "caption" in found or not web else {**found, "caption": web}
+
+
+def _as_shard(shard_id: str, record: InputRecord, why: str) -> InputShard:
+    form = Form(record.form)
+    entry = files.info(record.url)
+    if entry is None:
+        raise InputError(f"{why} were in {record.url}, which is not there any more")
+    if form is not Form.FILES and entry.size_bytes != record.size_bytes:
+        raise InputError(f"{why} were in {record.url}, which has changed since the run")
+    source = Source.HUMAN if shard_id.startswith("human-") else Source.WEB
+    return InputShard(shard_id, form, record.url, record.size_bytes, record.version, source)
+
+
+def _no_limits() -> ImageConfig:
+    """What was written once may be read."""
+    return ImageConfig(max_bytes=2**62)

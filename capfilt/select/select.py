@@ -1,0 +1,208 @@
+"""`capfilt select`: another dataset from the scores that a run has left, without a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from capfilt.config import OutputConfig
+from capfilt.cut import CutConfig
+from capfilt.errors import ConfigError
+from capfilt.io import files
+from capfilt.io.commits import list_commits, list_outputs
+from capfilt.io.likeness import EvaluationSet
+from capfilt.io.publish import clean_temporary
+from capfilt.record import Verdict
+from capfilt.run.engine import Work
+from capfilt.run.job import Summary, execute, settle_manifest
+from capfilt.run.manifest import Manifest
+from capfilt.run.output import check_output
+from capfilt.run.plan import Plan, make_plan
+from capfilt.run.progress import Progress
+from capfilt.schema import to_dict
+from capfilt.select.cutter import Cutter
+from capfilt.select.engine import CutEngine
+from capfilt.select.origin import CUT_OF, Origin
+from capfilt.select.rows import tally_of
+from capfilt.select.survey import Survey, each
+from capfilt.tally import Tally
+
+CUT_VERSION = 1  # raised by a change of code that changes what a cut writes
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a cut would keep."""
+
+    origin: str
+    before: Tally  # as the origin's commits count
+    after: Tally
+    candidates: int  # texts that the rules judge
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "origin": self.origin,
+            "candidates": self.candidates,
+            "left_after": self.left_after(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+    def left_after(self) -> dict[str, int]:
+        """Texts that are left after each rule, in the order in which the rules hold."""
+        left, found = self.candidates, {}
+        for reason in RULES:
+            if reason in self.after.dropped_texts:
+                left -= self.after.dropped_texts[reason]
+                found[reason] = left
+        return found
+
+
+RULES = (
+    "below_min_match_prob",
+    "below_min_similarity",
+    "repetitive_text",
+    "metadata_filtered",
+    "evaluation_image",
+    "duplicate_image",
+    "near_duplicate_image",
+    "below_kept_fraction",
+    "not_in_mix",
+    "not_in_top_k",
+    "duplicate_text",
+)
+
+
+def forecast(origin_url: str, config: CutConfig) -> Forecast:
+    """Count what a cut would keep; nothing is written.
+
+    Raises:
+        InputError, ConfigError: One line: what, where, what to do.
+    """
+    survey = Survey.of(*_settled(origin_url, config))
+    after, before = Tally(), Tally()
+    for tally in each(survey.origin.commits, lambda shard_id: tally_of(survey.rows(shard_id))):
+        after.merge(tally)
+    for commit in survey.origin.commits.values():
+        before.merge(Tally.from_dict(commit.counts))
+    judged = sum(after.dropped_texts[reason] for reason in RULES)
+    kept = sum(n for (_, verdict), n in after.texts.items() if verdict is Verdict.KEPT)
+    return Forecast(survey.origin.url, before, after, judged + kept)
+
+
+def select(
+    origin_url: str,
+    output_url: str,
+    config: CutConfig,
+    *,
+    images: bool = True,
+    overwrite: bool = False,
+    live: bool = False,
+) -> Summary:
+    """Cut an OUTPUT anew into another, which is committed, resumed and verified like a run's.
+
+    Args:
+        origin_url: OUTPUT of a run or of a cut.
+        output_url: Folder of the new dataset.
+        config: The rules.
+        images: False writes texts and scores only, to be joined by key.
+        overwrite: Redo shards that another cut made.
+        live: Show progress as a live block, for terminals.
+
+    Raises:
+        ConfigError, InputError, CommitError: One line: what, where, what to do.
+    """
+    output_url = files.absolute(output_url)
+    _check_places(files.absolute(origin_url), output_url)
+    origin, config = _settled(origin_url, config)
+    survey = Survey.of(origin, config)
+    output = replace(origin.output, images=images and origin.output.images)
+    manifest = _manifest(survey, output)
+    commits = list_commits(output_url)
+    plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
+    settle_manifest(manifest, output_url, plan, is_begun=bool(commits), overwrite=overwrite)
+    clean_temporary(output_url)
+    works = _works(plan)
+    total = Tally()
+    for commit in plan.done:
+        total.merge(Tally.from_dict(commit.counts))
+    has_threshold = manifest.config["selection"]["min_match_prob"] is not None
+    with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
+        failed = []
+        if works:
+            cutter = Cutter(survey, output_url, output, manifest.fingerprint)
+            engine = CutEngine(cutter, shards=len(works))
+            failed = execute(engine, works, output_url, progress)
+    total.merge(progress.tally)
+    return Summary(
+        output=output_url,
+        shards_done=progress.shards_done,
+        shards_before=len(plan.done),
+        shards_failed=tuple(failed),
+        unfinished=(),
+        left_by_limit=0,
+        images=progress.tally.read,
+        seconds=progress.seconds,
+        tally=total,
+        noise_ratio=total.noise_ratio if has_threshold else None,
+    )
+
+
+def _check_places(origin_url: str, output_url: str) -> None:
+    if output_url == origin_url or output_url.startswith(f"{origin_url}/"):
+        raise ConfigError(f"NEW_OUTPUT {output_url} lies in OUTPUT: give it a folder of its own")
+    check_output(output_url)
+
+
+def _settled(origin_url: str, config: CutConfig) -> tuple[Origin, CutConfig]:
+    """Open the origin, and see that it has the scores that the rules need."""
+    origin = Origin.open(origin_url)
+    scoring: Mapping[str, bool] = origin.manifest.config["scoring"]
+    has = [name for name in ("match_prob", "similarity") if scoring[name]]
+    if config.by is None and has:  # by similarity where there is one, as a run's top_k
+        config = replace(config, by="similarity" if scoring["similarity"] else "match_prob")
+    for name in config.scores():
+        if not scoring[name]:
+            there = f"it has {' and '.join(has)}" if has else "its filter was off"
+            raise ConfigError(f"{origin.url} has no {name} of its texts: {there}")
+    config = replace(config, exclude=tuple(files.absolute(place) for place in config.exclude))
+    return origin, config
+
+
+def _works(plan: Plan) -> list[Work]:
+    works = [Work(shard) for shard in plan.todo]
+    works += [Work(shard, redo=True) for shard in (*plan.stale, *plan.damaged)]
+    return sorted(works, key=lambda work: work.shard.id)
+
+
+def _manifest(survey: Survey, output: OutputConfig) -> Manifest:
+    """As a run's: how the texts came about stays, the selection is the cut's."""
+    old, config = survey.origin.manifest, survey.config
+    selection = to_dict(config)
+    if not config.judges_scores:  # then the rules that made the verdicts hold on
+        inherited = ("min_match_prob", "min_similarity", "keep_fraction", "top_k")
+        selection |= {name: old.config["selection"].get(name) for name in inherited}
+    selection["ranked_by"] = survey.ranked_by
+    decisive = {
+        "cut_version": CUT_VERSION,
+        CUT_OF: old.fingerprint,
+        "selection": to_dict(config),
+        "exclude": EvaluationSet.load(config.exclude).digest() if config.exclude else None,
+        "facts": survey.facts.digest(),
+        "output": to_dict(output),
+    }
+    canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+    return Manifest(
+        input=survey.origin.url,
+        human=None,
+        human_images=None,
+        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        decisive=decisive,
+        config={**old.config, "selection": selection, "output": to_dict(output)},
+        models=old.models,
+        versions=old.versions,
+    )

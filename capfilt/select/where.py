@@ -1,0 +1,181 @@
+"""`--where`: a filter on metadata, written as a comparison and computed by Arrow.
+
+    width >= 256 and height >= 256 and license in ["cc0", "cc-by"]
+    punsafe < 0.1 or punsafe is None
+    not contains(url, "shutterstock") and width / height < 3
+
+Names are metadata fields, values are numbers, texts, True, False. `and`, `or`, `not`, comparisons,
+`in`, `is None`, `+ - * /`, `contains(field, "text")`, `matches(field, "regular expression")`.
+Nothing else is understood, and nothing is evaluated as code. As in SQL, a comparison with a field
+that a sample does not have does not hold.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from capfilt.cut import Mask
+from capfilt.errors import ConfigError, InputError
+
+_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_FUNCTIONS: Mapping[str, Callable[[Any, str], Any]] = {
+    "contains": lambda field, text: pc.match_substring(field, text),
+    "matches": lambda field, pattern: pc.match_substring_regex(field, pattern),
+}
+
+
+class Where:
+    """A parsed filter; `fields` are the metadata it asks for."""
+
+    def __init__(self, text: str) -> None:
+        """Parse a filter.
+
+        Raises:
+            ConfigError: It is not of the language above.
+        """
+        self.text = text
+        self.fields: tuple[str, ...] = ()
+        try:
+            tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise self._wrong("not a comparison") from None
+        self._expression = self._parse(tree)
+        if not self.fields:
+            raise self._wrong("it names no field")
+
+    def mask(self, metadata: Sequence[Mapping[str, Any]]) -> Mask:
+        """Which samples pass, shape [N].
+
+        Raises:
+            ConfigError: A field's values cannot be compared like this.
+        """
+        columns = {name: _column(name, metadata) for name in self.fields}
+        try:
+            column = self._compute(columns)
+        except (pa.ArrowException, KeyError) as error:
+            types = ", ".join(f"{name} is {column.type}" for name, column in columns.items())
+            raise self._wrong(f"{' '.join(str(error).split())[:120]} ({types})") from None
+        if not pa.types.is_boolean(column.type):
+            raise self._wrong(f"it gives {column.type}, not yes or no")
+        return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=bool)
+
+    def _compute(self, columns: Mapping[str, Any]) -> Any:
+        """A field that no sample of a shard has is of whatever type the filter takes it for."""
+        for untyped in (pa.null(), pa.string()):
+            typed = {
+                name: column.cast(untyped) if pa.types.is_null(column.type) else column
+                for name, column in columns.items()
+            }
+            try:
+                table = pyarrow.dataset.dataset(pa.table(typed))
+                return table.to_table(columns={"": self._expression}).column(0)
+            except pa.ArrowNotImplementedError:
+                if untyped == pa.string():
+                    raise
+        raise AssertionError("unreachable")
+
+    def _wrong(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"--where {self.text!r}: {why}; write e.g. 'width >= 256 and license in [\"cc0\"]'"
+        )
+
+    def _parse(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.BoolOp):
+            parts = [self._parse(value) for value in node.values]
+            combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            found = parts[0]
+            for part in parts[1:]:
+                found = combine(found, part)
+            return found
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self._parse(node.operand)
+        if isinstance(node, ast.Compare):
+            return self._compare(node)
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            left, right = self._parse(node.left), self._parse(node.right)
+            if isinstance(node.op, ast.Div):
+                left = left.cast(pa.float64())  # 3 / 2 is 1.5
+            return _ARITHMETIC[type(node.op)](left, right)
+        if isinstance(node, ast.Call):
+            return self._call(node)
+        if isinstance(node, ast.Name):
+            self.fields = tuple(dict.fromkeys((*self.fields, node.id)))
+            return pc.field(node.id)
+        return pc.scalar(self._value(node))
+
+    def _compare(self, node: ast.Compare) -> Any:
+        found = None
+        left = node.left
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            part = self._comparison(left, op, right)
+            found = part if found is None else found & part
+            left = right
+        return found
+
+    def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
+        if isinstance(op, ast.Is | ast.IsNot):
+            if not (isinstance(right, ast.Constant) and right.value is None):
+                raise self._wrong("`is` goes with None alone")
+            is_null = self._parse(left).is_null()
+            return is_null if isinstance(op, ast.Is) else ~is_null
+        if isinstance(op, ast.In | ast.NotIn):
+            if not isinstance(right, ast.List | ast.Tuple):
+                raise self._wrong("`in` goes with a list, as in [1, 2]")
+            field = self._parse(left)
+            one_of = field.isin([self._value(value) for value in right.elts])
+            return one_of if isinstance(op, ast.In) else ~one_of & field.is_valid()
+        return _COMPARISONS[type(op)](self._parse(left), self._parse(right))
+
+    def _call(self, node: ast.Call) -> Any:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in _FUNCTIONS or len(node.args) != 2 or node.keywords:
+            known = ", ".join(f'{known}(field, "...")' for known in _FUNCTIONS)
+            raise self._wrong(f"the functions are {known}")
+        text = self._value(node.args[1])
+        if not isinstance(text, str):
+            raise self._wrong(f"{name} takes a text")
+        return _FUNCTIONS[name](self._parse(node.args[0]), text)
+
+    def _value(self, node: ast.expr) -> bool | int | float | str:
+        sign = 1
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            sign, node = -1, node.operand
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
+            value = node.value
+            if sign == 1:
+                return value
+            if not isinstance(value, str):
+                return -value
+        raise self._wrong(f"{ast.unparse(node)!r} is no field, number or text")
+
+
+def _column(name: str, metadata: Sequence[Mapping[str, Any]]) -> Any:
+    values = [fields.get(name) for fields in metadata]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
+        raise InputError(
+            f"--where: the field {name} is of several kinds, {' and '.join(kinds)}"
+        ) from None

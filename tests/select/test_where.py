@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from capfilt.errors import ConfigError, InputError
+from capfilt.select.where import Where
+
+SAMPLES = [
+    {"width": 300, "height": 200, "url": "http://a/1.jpg", "license": "cc0"},
+    {"width": 100, "height": None, "url": "http://shutterstock/2.jpg"},
+    {"height": 50.5, "url": None, "license": "cc-by"},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("width >= 200", [1, 0, 0]),
+        ("100 <= width < 300", [0, 1, 0]),
+        ("width / height <= 1.5", [1, 0, 0]),
+        ("width * 2 - 100 == 500", [1, 0, 0]),
+        ("width > -1 and not contains(url, 'shutterstock')", [1, 0, 0]),
+        ("matches(url, '[12]\\\\.jpg$')", [1, 1, 0]),
+        ("url is None or license == 'cc0'", [1, 0, 1]),
+        ("license is not None", [1, 0, 1]),
+        ("license in ['cc0', 'cc-by']", [1, 0, 1]),
+        ("width not in [100]", [1, 0, 0]),  # as in SQL: not where there is no width
+        ("nowhere > 3", [0, 0, 0]),
+        ("contains(nowhere, 'a') or width == 100", [0, 1, 0]),
+        ("not (width > 200)", [0, 1, 0]),
+    ],
+)
+def test_where_keeps(text: str, expected: list[int]) -> None:
+    assert Where(text).mask(SAMPLES).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "width >",
+        "width",
+        "1 < 2",
+        "width > 3 if height else 2",
+        "width.real > 3",
+        "width[0] > 3",
+        "(lambda: width)() > 3",
+        "[x for x in width] == 3",
+        "__import__('pathlib').Path('ran').touch() == 3",
+        "contains(url, width)",
+        "contains(url, 'a', 'b')",
+        "width is 3",
+        "width in height",
+        "width > [1]",
+        "width == 'wide'",
+        "width ** 2 > 3",
+        "f'{width}' == 'a'",
+    ],
+)
+def test_where_refuses_what_it_does_not_know_and_runs_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--where"):
+        Where(text).mask(SAMPLES)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_where_on_a_field_of_several_kinds_says_so() -> None:
+    with pytest.raises(InputError, match="width is of several kinds, int and str"):
+        Where("width > 3").mask([{"width": 3}, {"width": "3"}])
