@@ -7,20 +7,12 @@ Sizes, batch and rates are those for ViT-g; CLIP's ViT-L/14 has batches of 2320.
 Source: BLIP-2, arXiv:2301.12597, sections 3.1 and 3.4; its code, `pretrain_stage1.yaml`.
 """
 
-from dataclasses import replace
 from functools import partial
 
 from capfilt.data.config import AugmentConfig, DataConfig
-from capfilt.train.blip2 import Blip2Represent
+from capfilt.train.blip2_parts import load_representative
 from capfilt.train.config import Blip2Stage1Config, LoopConfig, OptimiserConfig, ScheduleConfig
-from capfilt.train.parts import (
-    cached,
-    frozen_dtype,
-    given_folder,
-    images_per_pass,
-    load_data,
-    vocabulary_of,
-)
+from capfilt.train.parts import images_per_pass, load_data, vocabulary_of
 from capfilt.train.ranks import Ranks
 from capfilt.train.training import Training
 
@@ -39,17 +31,9 @@ def build(config: Blip2Stage1Config, ranks: Ranks) -> Training:
     """Put the stage together."""
     weights = config.model.qformer.weights
     vocabulary = vocabulary_of(config.vocabulary, weights, "model.qformer.weights")
-    image = config.model.image
-    encoder = given_folder("model.image.weights", image.weights, "a CLIP, or of a BLIP-2")
     data = load_data(config, ranks, vocabulary)
-    model = Blip2Represent.load(
-        replace(config.model, image=replace(image, weights=str(encoder))),
-        vocabulary=vocabulary,
-        seed=config.seed,
-        dtype=frozen_dtype(config, ranks),
-    )
+    model = load_representative(config, ranks, vocabulary)
     model.check_batch(images_per_pass(config, ranks), ranks.count)
-    cached(model.features, config, config.cache_features)
     return Training(
         model, data, exports={"filter": partial(model.export_filter, vocabulary=vocabulary)}
     )

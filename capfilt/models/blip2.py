@@ -98,7 +98,10 @@ class PromptModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Soft visual prompts [N, Q, W] of images, uint8 [N, 3, S, S]."""
-        states = self.vit(pixels)
+        return self.prompts(self.vit(pixels))
+
+    def prompts(self, states: Tensor) -> Tensor:
+        """As `forward`, from image states [N, T, Dv]."""
         memory = self.qformer.remember(states, queries=self.config.qformer.queries)
         queries, _ = self.qformer.read(len(states), memory)
         return self.projection(queries)  # type: ignore[no-any-return]

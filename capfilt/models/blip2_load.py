@@ -25,6 +25,11 @@ from capfilt.models.vocabulary import Vocabulary
 Model = TypeVar("Model", bound=nn.Module)
 
 _LANGUAGE = "language_model."
+# What queries alone have no use for.
+_OF_TEXT = re.compile(
+    r"^(embeddings|vision_projection|text_projection|itm_head|language_projection)\."
+    r"|^qformer\.encoder\.layer\.\d+\.(intermediate|output)\."
+)
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -122,6 +127,26 @@ def load_prompt_model(
         model = PromptModel(config)
     own = re.compile(rf"(?!{re.escape(_LANGUAGE)})")
     tensors = checkpoint.read_tensors(folder, own)
+    size = query_config(settings).image.image_size
+    return _filled(model, prompt_layout(config), folder, tensors, size)
+
+
+def load_new_prompt_model(
+    folder: Path, settings: Any, config: QueryConfig, *, seed: int
+) -> PromptModel:
+    """Image encoder and queries of any BLIP-2 folder for another language model, on the CPU.
+
+    Arguments and errors are those of `load_query_match_model`; the projection is drawn with `seed`.
+    """
+    tensors = checkpoint.read_tensors(folder, re.compile(rf"(?!{re.escape(_LANGUAGE)})"))
+    tensors = {name: x for name, x in tensors.items() if not _OF_TEXT.search(name)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projection = nn.Linear(config.qformer.width, config.language_width)
+    for name, parameter in projection.named_parameters():
+        tensors[f"language_projection.{name}"] = parameter.detach()
+    with torch.device("meta"):
+        model = PromptModel(config)
     size = query_config(settings).image.image_size
     return _filled(model, prompt_layout(config), folder, tensors, size)
 

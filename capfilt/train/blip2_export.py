@@ -35,7 +35,9 @@ def export_match_model(model: QueryMatchModel, folder: Path, vocabulary: Path) -
     blip2_load.save_query_match_model(model, folder, settings, processor=processor)
 
 
-def export_captioner(model: PromptModel, language: Any, tokenizer: Any, folder: Path) -> None:
+def export_captioner(
+    model: PromptModel, language: Any, tokenizer: Any, folder: Path, *, end: int
+) -> None:
     """Save as `Blip2ForConditionalGeneration`, with its language model, tokenizer and processor.
 
     Args:
@@ -43,7 +45,9 @@ def export_captioner(model: PromptModel, language: Any, tokenizer: Any, folder: 
         language: transformers' language model.
         tokenizer: Of it; knows `<image>`.
         folder: Made if absent.
+        end: The token that ended its texts.
     """
+    language.config.eos_token_id = end
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     settings = _settings(model.config, image_token=image_token, language=language.config)
     settings.dtype = _dtype(model, language)

@@ -13,6 +13,7 @@ from capfilt.data.config import DataConfig
 from capfilt.schema import Tree, check, differences, to_dict
 from capfilt.train.blip import BlipConfig, CaptionerConfig, FilterConfig
 from capfilt.train.blip2 import RepresentConfig
+from capfilt.train.blip2_generate import GenerateConfig
 
 FREE = (
     "cache_features",
@@ -149,6 +150,23 @@ class Blip2Stage1Config(TrainConfig):
         super().__post_init__()
         _check_side(self.data.image_size, "model.image.image_size", self.model.image.image_size)
         _check_cache(self.cache_features, self.data)
+
+
+@dataclass(frozen=True)
+class Blip2Stage2Config(TrainConfig):
+    """Of `blip2_stage2` and `blip2_finetune_captioner`."""
+
+    cache_features: str = ""  # folder for what the frozen encoder makes of images; empty: off
+    model: GenerateConfig = field(default_factory=GenerateConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self.data.image_size, "model.image_size", self.model.image_size)
+        _check_cache(self.cache_features, self.data)
+        check(
+            not (self.cache_features and self.model.train_image),
+            "cache_features is for an image encoder that does not learn: model.train_image is true",
+        )
 
 
 def decisive_differences(old: Tree, new: TrainConfig) -> list[str]:

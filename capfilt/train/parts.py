@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from capfilt.data.loader import Loader
 from capfilt.data.maker import Encoder
 from capfilt.errors import ConfigError, ModelError
 from capfilt.models.checkpoint import Role, resolve_folder
 from capfilt.models.convert import blip_tokenizer
-from capfilt.models.placement import target
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.train.config import TrainConfig
-from capfilt.train.features import Features
 from capfilt.train.itc import ItcConfig
 from capfilt.train.output import RECORD, SUMMARY
 from capfilt.train.ranks import Ranks
@@ -82,24 +78,7 @@ def vocabulary_of(vocabulary: str, weights: str, key: str = "model.text.weights"
             "vocabulary is not set: give BERT's vocab.txt or a tokenizer's folder, or a BERT "
             f"checkpoint as {key}"
         )
-    return Path(given) if Path(given).exists() else _resolved("vocabulary", given)
-
-
-def given_folder(key: str, source: str, what: str) -> Path:
-    """A checkpoint that a stage cannot do without.
-
-    Args:
-        key: That names it.
-        source: A folder or hub id.
-        what: It is.
-
-    Raises:
-        ConfigError: It is not given.
-        ModelError: There is no such folder or hub id.
-    """
-    if not source:
-        raise ConfigError(f"{key} is not set: give the folder or hub id of {what}")
-    return _resolved(key, source)
+    return Path(given) if Path(given).exists() else resolved("vocabulary", given)
 
 
 def start_folder(start: str, role: Role, stage: str = "blip_pretrain") -> Path:
@@ -123,32 +102,23 @@ def start_folder(start: str, role: Role, stage: str = "blip_pretrain") -> Path:
         )
     training = Path(start).expanduser()
     if not (training / RECORD).is_file():
-        return _resolved("model.start", start)
+        return resolved("model.start", start)
     if (training / role / "config.json").is_file():
         return training / role
     why = f"made no {role}" if (training / SUMMARY).is_file() else "is not finished: train it on"
     raise ModelError(f"model.start: the training in {start} {why}")
 
 
-def _resolved(key: str, source: str) -> Path:
+def resolved(key: str, source: str) -> Path:
+    """The folder that a key names.
+
+    Raises:
+        ModelError: There is no such folder or hub id.
+    """
     try:
         return resolve_folder(source)
     except ModelError as error:
         raise ModelError(f"{key}: {error}") from None
-
-
-def frozen_dtype(config: TrainConfig, ranks: Ranks) -> torch.dtype:
-    """Of what does not learn: half precision on CUDA."""
-    return target(config.loop.precision, str(ranks.device))[1]
-
-
-def cached(features: Features, config: TrainConfig, folder: str) -> None:
-    """Let a frozen encoder keep what it makes of images, where a folder for it is given."""
-    if folder:
-        data = config.data
-        paths = [(dataset.path, dataset.images) for dataset in data.datasets]
-        seen = (data.image_size, data.augment, config.seed, paths)
-        features.keep(Path(folder), *seen)
 
 
 def ramped(itc: ItcConfig, epochs: float, steps_per_epoch: float) -> ItcConfig:

@@ -21,7 +21,8 @@ from capfilt.train.output import Output
 from capfilt.train.ranks import Ranks, joined
 from capfilt.train.training import Summary, Training
 
-_PLACES = ("path", "images", "vocabulary", "start", "weights")  # keys that name files and folders
+# Keys that name files and folders; the last two may be new ones.
+_PLACES = ("images", "vocabulary", "start", "weights", "language", "path", "cache_features")
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,6 @@ def absolute(tree: Any, key: str = "") -> Any:
         return {name: absolute(part, name) for name, part in tree.items()}
     if isinstance(tree, list):
         return [absolute(part, key) for part in tree]
-    is_place = key in _PLACES and isinstance(tree, str) and tree
-    return files.absolute(tree) if is_place and (key == "path" or files.exists(tree)) else tree
+    if key not in _PLACES or not isinstance(tree, str) or not tree:
+        return tree
+    return files.absolute(tree) if key in _PLACES[-2:] or files.exists(tree) else tree

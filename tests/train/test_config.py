@@ -8,7 +8,14 @@ from capfilt.schema import parse_yaml, to_dict, to_yaml
 from capfilt.train.config import decisive_differences
 from capfilt.train.stage import Stage
 
-STAGES = ("blip_finetune_captioner", "blip_finetune_filter", "blip_pretrain")
+STAGES = (
+    "blip2_finetune_captioner",
+    "blip2_stage1",
+    "blip2_stage2",
+    "blip_finetune_captioner",
+    "blip_finetune_filter",
+    "blip_pretrain",
+)
 
 
 def test_stages_are_listed_with_a_line_each() -> None:
@@ -28,7 +35,7 @@ def test_stage_config_is_the_same_from_its_own_yaml(name: str) -> None:
 def test_stage_unknown_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown stage 'blip_pretran'; did you mean 'blip_pretr"):
         Stage.load("blip_pretran")
-    with pytest.raises(ConfigError, match="there are blip_finetune_captioner, "):
+    with pytest.raises(ConfigError, match="there are blip2_finetune_captioner, "):
         Stage.load("xyz")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capfilt.data.batch import Batch
 from capfilt.train.blip import BlipPretrain, CaptionerConfig, CaptionerFinetune
+from capfilt.train.blip2_generate import Blip2Generate
 from capfilt.train.itm import ItmConfig
+from tests.train import small_blip2
 from tests.train.small import TOKENS, make_batch, make_model, rows
+from tests.train.small_language import batch_of, make_generative
 
 STEPS = 3
 Losses = dict[str, float]
@@ -50,11 +54,22 @@ def lonely_batch(step: int) -> Batch:
     return replace(batch, image_ids=torch.tensor([0, 0, 0, 0, 1, 2, 3, 4]))
 
 
-CASES: dict[str, Any] = {
-    "pretraining": (pretraining, batch_at),
-    "finetuning": (finetuning, batch_at),
-    "lonely": (lonely, lonely_batch),
-}
+def cases(folder: str) -> dict[str, Any]:
+    """How to make a model, and its batch of a step; a language model lies below the folder."""
+
+    def generating() -> Blip2Generate:
+        return make_generative(Path(folder, "language"), "t5")
+
+    def captions_at(step: int) -> Batch:
+        return batch_of(generating(), 8, seed=step)  # the second rank's texts are longer
+
+    return {
+        "pretraining": (pretraining, batch_at),
+        "finetuning": (finetuning, batch_at),
+        "representing": (small_blip2.make_model, batch_at),
+        "generating": (generating, captions_at),
+        "lonely": (lonely, lonely_batch),
+    }
 
 
 def train(model: nn.Module, make: Any, wanted: slice) -> dict[str, Any]:
@@ -89,7 +104,7 @@ def work(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     found = {}
-    for name, (build, make) in CASES.items():
+    for name, (build, make) in cases(folder).items():
         model = DistributedDataParallel(build(), broadcast_buffers=False)
         found[name] = train(model, make, slice(4 * rank, 4 * rank + 4))
     torch.save(found, f"{folder}/{rank}")
@@ -98,17 +113,23 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranks")
+    make_generative(made / "language", "t5")  # one rank alone would not be let to save it
+    return made
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
     mp.spawn(work, args=(str(folder),), nprocs=2)
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["pretraining", "finetuning"])
+@pytest.mark.parametrize("case", ["pretraining", "finetuning", "representing", "generating"])
 def test_losses_and_gradients_are_those_of_the_joint_batch(
-    case: str, ranks: list[dict[str, Any]]
+    case: str, folder: Path, ranks: list[dict[str, Any]]
 ) -> None:
-    build, make = CASES[case]
+    build, make = cases(str(folder))[case]
     alone = train(build(), make, slice(0, 8))
     first, second = (found[case] for found in ranks)
     for step in range(STEPS):

@@ -1,0 +1,66 @@
+"""Language models from folders of their own, on their way into a BLIP-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from capfilt.errors import ModelError
+from capfilt.models import checkpoint
+from capfilt.models.blip2_load import load_language_tokenizer
+
+IMAGE = "<image>"  # stands for the image in transformers' prompts
+
+
+def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """transformers' language model and tokenizer of a folder, on the CPU, as BLIP-2 needs them.
+
+    The tokenizer knows `<image>`, for which the embeddings have a row, and a text of an OPT ends
+    with a line break.
+
+    Source: BLIP-2's code (`blip2_opt.py`).
+
+    Args:
+        folder: Of a model that `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM` loads.
+        dtype: Of its weights.
+
+    Raises:
+        ModelError: It is none, has no safetensors, or asks for code of its own.
+    """
+    tokenizer = load_language_tokenizer(folder)
+    try:
+        checkpoint.weight_files(folder)
+    except ModelError:
+        raise ModelError(
+            f"{folder}: has no whole safetensors: load it once with transformers' from_pretrained "
+            "and save it with save_pretrained"
+        ) from None
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: cannot be loaded as a language model ({why})") from None
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    _make_room(model, len(tokenizer))
+    line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    if model.config.model_type == "opt" and len(line_break) == 1:
+        for settings in (model.config, model.generation_config):
+            settings.eos_token_id = line_break[0]
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _make_room(model: Any, tokens: int) -> None:
+    """Give the embeddings a row for each token; a new one is the mean of the others."""
+    before = model.get_input_embeddings().weight.shape[0]
+    if tokens <= before:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
+        matrix.weight[before:] = matrix.weight[:before].mean(0)
