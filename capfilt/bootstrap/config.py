@@ -110,6 +110,26 @@ class BootstrapConfig:
         check(self.pretrain.loop.steps > 0, "pretrain.loop.steps: is not set; equal for all arms")
         for name in ("pretrain", "captioner", "filter"):
             _check_own(name, getattr(self, name))
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """What the later stages would find only when the earlier ones are done."""
+        patch = self.pretrain.model.image.patch_size
+        for name in ("captioner", "filter"):
+            side = getattr(self, name).model.image_size
+            check(
+                side % patch == 0,
+                f"{name}.model.image_size is {side}, no multiple of "
+                f"pretrain.model.image.patch_size ({patch})",
+            )
+        for name in ("pretrain", "filter"):
+            section = getattr(self, name)
+            images = section.loop.batch_size // section.loop.accumulate
+            check(
+                section.model.itc.queue % images == 0,
+                f"{name}.model.itc.queue must be a multiple of the images of a pass ({images})",
+            )
+            check(images > 1, f"{name}.loop: a pass of 1 image has no negatives for ITM")
 
 
 def resolve(

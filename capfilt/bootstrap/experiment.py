@@ -70,6 +70,7 @@ class Experiment:
             agenda.add("draw the world", lambda: make(out / "world", config.world))
         else:
             material = Material.of_places(config.data, config.pretrain.vocabulary)
+            material.check()
         _claim(out, config)
         for seed in config.seeds:
             self.loop(Seed(seed, out / f"seed-{seed}", config, material, agenda, live))

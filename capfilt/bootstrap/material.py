@@ -7,11 +7,14 @@ from pathlib import Path
 
 from capfilt.bootstrap.config import PlacesConfig, WorldConfig
 from capfilt.data.config import DatasetConfig
+from capfilt.data.sources import open_dataset
 from capfilt.demo.dataset import make_world
 from capfilt.demo.grammar import words
 from capfilt.demo.tiny import vocabulary
 from capfilt.demo.web import words as web_words
 from capfilt.errors import ConfigError
+from capfilt.evaluate.pairs import read_captioned, read_labelled
+from capfilt.evaluate.pictures import Pictures
 from capfilt.io import files
 
 _MADE = "made"  # of a world: written last
@@ -64,6 +67,19 @@ class Material:
         for name in ("human", "evaluation"):
             found[f"{name}_images"] = found[f"{name}_images"] or files.parent(found[name])
         return cls(**found, vocabulary=vocabulary)
+
+    def check(self) -> None:
+        """Look at everything, before hours of training end at a misspelt name.
+
+        Raises:
+            CapfiltError: Something is missing or has no form that is known.
+        """
+        open_dataset("web", self.web_texts())
+        open_dataset("human", self.human_texts())
+        pictures = Pictures(self.evaluation_images)
+        pictures.check(pair.image for pair in read_captioned(self.evaluation))
+        if self.pairs:
+            pictures.check(pair.image for pair in read_labelled(self.pairs))
 
     def web_texts(self, *, weight: float = 1.0) -> DatasetConfig:
         """The web as it came."""

@@ -23,6 +23,7 @@ def plot(results: Results, path: Path) -> None:
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         log.warning("%s: needs another package: pip install 'capfilt[plot]'", path)
         return
@@ -31,9 +32,9 @@ def plot(results: Results, path: Path) -> None:
     if not panels:
         return
     settings = {"svg.hashsalt": "capfilt", "svg.fonttype": "none", "font.family": "sans-serif"}
+    layout = ConstrainedLayoutEngine(wspace=0.06)
     with rc_context(settings):
-        figure = Figure(figsize=(3.1 * len(panels), 0.42 * len(rows) + 1.3), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.06)
+        figure = Figure(figsize=(3.1 * len(panels), 0.42 * len(rows) + 1.3), layout=layout)
         figure.supxlabel("mean and standard deviation; a dot for each seed", fontsize=9)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, key in zip(axes, panels, strict=True):

@@ -1,0 +1,287 @@
+"""The experiment from one end to the other: which arm sees which texts, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from capfilt import cli
+from capfilt.bootstrap.config import ARMS
+from capfilt.bootstrap.experiment import Experiment
+from capfilt.bootstrap.results import Results
+from capfilt.demo.checker import is_true
+from capfilt.demo.dataset import read_truth
+from capfilt.errors import CapfiltError, ConfigError, TrainingError
+from tests.bootstrap.conftest import CONFIG, resolve
+
+Done = tuple[Path, Results]
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "train.json").read_text())["config"]  # type: ignore[no-any-return]
+
+
+def ledger(run: Path) -> list[dict[str, Any]]:
+    files = sorted((run / "ledger").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_every_arm_is_pretrained_on_its_texts_and_the_human_set(done: Done) -> None:
+    seed = done[0] / "seed-0"
+    web = str(done[0] / "world" / "web")
+    expected = {
+        "raw": (web, ["web"]),
+        "filter": (str(seed / "runs/1"), ["web"]),
+        "captioner": (str(seed / "runs/unfiltered"), ["web", "synthetic"]),
+        "both": (str(seed / "runs/1"), ["web", "synthetic"]),
+        "repeat": (web, ["web"]),
+        "continue": (str(seed / "runs/1"), ["web", "synthetic"]),
+        "shared": (str(seed / "runs/shared"), ["web", "synthetic"]),
+        "both-2": (str(seed / "runs/2"), ["web", "synthetic"]),
+    }
+    starts = dict.fromkeys(expected, "") | {"continue": str(seed / "raw")}
+    for arm, (path, sources) in expected.items():
+        config = trained(seed / arm)
+        texts, human = config["data"]["datasets"]
+        assert (texts["path"], texts["sources"], texts["texts"]) == (path, sources, "pairs"), arm
+        assert human["path"] == str(done[0] / "world/human/captions.json")
+        assert config["loop"]["steps"] == 4
+        assert config["model"]["start"] == starts[arm], arm
+    assert set(done[1].arms) == set(expected)
+
+
+def test_repeat_shows_as_many_texts_in_an_epoch_as_both_kept(done: Done) -> None:
+    seed = done[0] / "seed-0"
+    kept = sum(row["verdict"] == "kept" for row in ledger(seed / "runs/1"))
+    weight = trained(seed / "repeat")["data"]["datasets"][0]["weight"]
+    assert weight * 96 == pytest.approx(kept, abs=0.01)
+    assert weight != 1.0
+
+
+def test_unfiltered_run_has_the_captions_that_were_filtered(done: Done) -> None:
+    runs = done[0] / "seed-0/runs"
+
+    def captions(run: str) -> dict[str, str]:
+        return {r["key"]: r["text"] for r in ledger(runs / run) if r["source"] == "synthetic"}
+
+    assert len(captions("1")) == 96
+    assert captions("unfiltered") == captions("1")
+    assert captions("2") != captions("1")
+    verdicts = {r["verdict"] for r in ledger(runs / "unfiltered") if r["source"] == "synthetic"}
+    assert verdicts == {"kept"}
+
+
+def test_second_round_begins_with_the_model_of_both(done: Done) -> None:
+    seed = done[0] / "seed-0"
+    for role in ("captioner", "filter"):
+        assert trained(seed / f"raw-{role}")["model"]["start"] == str(seed / "raw")
+        assert trained(seed / f"both-{role}")["model"]["start"] == str(seed / "both")
+    manifest = json.loads((seed / "runs/2/manifest.json").read_text())
+    assert manifest["config"]["filter"] == str(seed / "both-filter/filter")
+
+
+def test_joint_finetuning_shares_weights_and_separate_ones_do_not(done: Done) -> None:
+    seed = done[0] / "seed-0"
+
+    def tensors(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        roles = ("captioner", "filter")
+        paths = (seed / folder.format(role=role) / role for role in roles)
+        captioner, filter_ = (load_file(path / "model.safetensors") for path in paths)
+        return captioner, filter_
+
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    joint = tensors("raw-joint")
+    assert torch.equal(joint[0][name], joint[1][name])
+    separate = tensors("raw-{role}")
+    assert not torch.equal(separate[0][name], separate[1][name])
+    first = load_file(seed / "raw/filter/model.safetensors")
+    assert not torch.equal(joint[0][name], first[name])
+
+
+def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> None:
+    out, results = done
+    pictures = {p.key: p for p in read_truth(out / "world/web-truth.jsonl")}
+    rows = ledger(out / "seed-0/runs/1")
+    true = [
+        pictures[r["key"]].web.kind == "true"
+        if r["source"] == "web"
+        else is_true(r["text"], pictures[r["key"]].scene)
+        for r in rows
+    ]
+    kept = Counter((r["source"], r["verdict"]) for r in rows)
+    of_web = [t for r, t in zip(rows, true, strict=True) if r["source"] == "web"]
+    found = {name: spread.mean for name, spread in results.modules["1"].items()}
+    assert found["texts"] == kept["web", "kept"] + kept["synthetic", "kept"]
+    assert found["web_kept"] == kept["web", "kept"] / 96
+    assert found["noise_ratio"] == pytest.approx(kept["synthetic", "dropped"] / 96)
+    assert found["web_true"] == pytest.approx(sum(of_web) / 96)
+    assert {"auc", "auc_lie", "auc_junk", "auc_other", "captions_true"} <= found.keys()
+    assert set(results.modules) == {"1", "2", "shared"}
+
+
+def test_results_are_written_as_table_json_and_picture(done: Done) -> None:
+    out, results = done
+    assert json.loads((out / "results.json").read_text()) == results.to_dict()
+    text = (out / "results.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| raw |")]
+    assert len(lines) == 1
+    assert lines[0].endswith("| 93.9 | 82.1 | 38.0 | 127.8 |")
+    words = "".join(ElementTree.parse(out / "results.svg").getroot().itertext())
+    assert all(arm in words for arm in (*ARMS, "both-2"))
+
+
+def test_finished_experiment_is_left_as_it_is(done: Done) -> None:
+    out, results = done
+
+    def stamps() -> dict[str, int]:
+        files = (p for p in (out / "seed-0").rglob("*") if p.is_file() and p.name != ".lock")
+        return {str(p): p.stat().st_mtime_ns for p in files}
+
+    before = stamps()
+    assert Experiment.load().run(resolve(), out).to_dict() == results.to_dict()
+    assert stamps() == before
+    assert not list((out / "seed-0").glob("*/checkpoints"))
+
+
+def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "capfilt", "train", "bootstrap", "-c", str(config)]
+    command += ["--out", str(out), "--set", "arms=[raw, both]", "--rounds", "1", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 100
+    log = out / "seed-0" / "both" / "log.jsonl"
+    while not log.exists():  # in the middle of the second pre-training
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
+    found = json.loads(again.stdout)
+    expected = done[1].to_dict()
+    assert found["arms"] == {arm: expected["arms"][arm] for arm in ("raw", "both")}
+    assert found["modules"] == {"1": expected["modules"]["1"]}
+    assert "part 2 of 11: seed 0: pre-train raw" in again.stderr
+
+
+def test_images_of_ones_own_take_the_place_of_the_world(done: Done, tmp_path: Path) -> None:
+    world = done[0] / "world"
+    places = (
+        f"{{web: {world}/web, human: {world}/human/captions.json, human_images: "
+        f"{world}/human/images, evaluation: {world}/evaluation/captions.json, "
+        f"evaluation_images: {world}/evaluation/images}}"
+    )
+    config = resolve(
+        "world={web: 0}", f"data={places}", f"pretrain.vocabulary={world}/vocab.txt",
+        "arms=[raw, both]", "rounds=1", "evaluate.finetune=false",
+    )  # fmt: skip
+    results = Experiment.load().run(config, tmp_path)
+    ours, theirs = results.arms["both"], done[1].arms["both"]
+    assert ours["ir_r1"] == theirs["ir_r1"]
+    assert ours["cider"] == theirs["cider"]
+    assert set(ours) == {"tr_r1", "ir_r1", "bleu4", "cider"}
+    assert "auc" not in results.modules["1"]
+
+
+def test_folder_of_something_else_is_refused(done: Done, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="not empty and no experiment's"):
+        Experiment.load().run(resolve(), tmp_path)
+    with pytest.raises(ConfigError, match=r"another experiment: world\.web: 96 -> 97"):
+        Experiment.load().run(resolve("world.web=97"), done[0])
+    with pytest.raises(ConfigError, match=r"another training: loop\.steps: 4 -> 5"):
+        Experiment.load().run(resolve("pretrain.loop.steps=5"), done[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("web", "''", r"data\.web is not set"),
+        ("web", "nowhere", "nowhere"),
+        ("human", "nowhere.json", r"nowhere\.json"),
+        ("human_images", "nowhere", "nowhere: not found; it shall hold"),
+        ("evaluation", "nowhere.json", r"nowhere\.json"),
+        ("evaluation_images", "nowhere", "nowhere: 8 of 8 images are not there"),
+        ("pairs", "nowhere.json", r"nowhere\.json"),
+    ],
+)
+def test_place_that_is_wrong_is_named_before_anything_is_trained(
+    place: str, value: str, message: str, done: Done, tmp_path: Path
+) -> None:
+    world = done[0] / "world"
+    right = {
+        "web": world / "web",
+        "human": world / "human/captions.json",
+        "human_images": world / "human/images",
+        "evaluation": world / "evaluation/captions.json",
+        "evaluation_images": world / "evaluation/images",
+    }
+    places = [f"data.{key}={path}" for key, path in (right | {place: value}).items()]
+    config = resolve("world.web=0", f"pretrain.vocabulary={world}/vocab.txt", *places)
+    with pytest.raises(CapfiltError, match=message):
+        Experiment.load().run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_vocabulary_of_ones_own_images_must_be_given(tmp_path: Path) -> None:
+    places = "data={web: web, human: human.json, evaluation: eval.json}"
+    with pytest.raises(ConfigError, match=r"pretrain\.vocabulary is not set"):
+        Experiment.load().run(resolve("world.web=0", places), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["blip_pretrain", "--rounds", "2"], "--rounds is for bootstrap; blip_pretrain has"),
+        (["bootstrap", "--num-workers", "2"], "bootstrap is one process"),
+        (["bootstrap"], "--out is missing"),
+        (["bootstrap", "--out", "x", "--set", "round=2"], "did you mean 'rounds'"),
+    ],
+)
+def test_command_that_cannot_be_is_one_line(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["capfilt", "train", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_list_names_the_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["capfilt", "train", "--list", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    stages = json.loads(capsys.readouterr().out)
+    assert stages["bootstrap"].startswith("the paper's whole loop")
+
+
+def test_filter_that_keeps_nothing_is_said(tmp_path: Path) -> None:
+    config = resolve("run.selection.min_match_prob=1.0", "arms=[raw, both]", "rounds=1")
+    with pytest.raises(TrainingError, match="the filter keeps no text at all; train it longer"):
+        Experiment.load().run(config, tmp_path)
