@@ -23,6 +23,7 @@ from capfilt.bootstrap.plot import plot
 from capfilt.bootstrap.results import Results
 from capfilt.bootstrap.seed import Seed
 from capfilt.errors import ConfigError
+from capfilt.io import files
 from capfilt.io.publish import write_bytes
 from capfilt.schema import differences, to_dict
 
@@ -87,7 +88,7 @@ def _claim(out: Path, config: BootstrapConfig) -> None:
             raise ConfigError(f"--out {out}: is not empty and no experiment's; give another folder")
         write_bytes(str(record), (json.dumps(mine, indent=1) + "\n").encode())
         return
-    changed = differences(json.loads(record.read_text()), mine)
+    changed = differences(json.loads(files.read_bytes(str(record))), mine)
     if changed:
         raise ConfigError(
             f"--out {out} holds another experiment: {'; '.join(changed)}. Give this one its own "

@@ -47,7 +47,7 @@ class Figures:
         self._path = path
         self._config = config
         self._material = material
-        self._kept = json.loads(path.read_text()) if path.exists() else {}
+        self._kept = _read(path)
         self._found: dict[str, dict[str, Any]] = {}
 
     def save(self) -> bool:
@@ -60,7 +60,7 @@ class Figures:
     @staticmethod
     def read(path: Path) -> Values:
         """All figures of a file; none where it is not there."""
-        parts = json.loads(path.read_text()).values() if path.exists() else ()
+        parts = _read(path).values()
         return {name: value for part in parts for name, value in part["figures"].items()}
 
     def retrieval(self, folder: Path) -> None:
@@ -165,6 +165,10 @@ class Figures:
     @property
     def _pictures(self) -> Pictures:
         return Pictures(self._material.evaluation_images, compute=self._config.run.compute)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(files.read_bytes(str(path))) if path.exists() else {}
 
 
 def _is_true(row: Mapping[str, Any], picture: Picture) -> bool:

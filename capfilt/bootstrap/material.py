@@ -16,6 +16,7 @@ from capfilt.errors import ConfigError
 from capfilt.evaluate.pairs import read_captioned, read_labelled
 from capfilt.evaluate.pictures import Pictures
 from capfilt.io import files
+from capfilt.io.publish import write_bytes
 
 _MADE = "made"  # of a world: written last
 _PROMPT = "a picture of"
@@ -103,6 +104,6 @@ def make(folder: Path, world: WorldConfig) -> bool:
         side=world.side,
     )
     lines = vocabulary([*words(), *web_words(), *_PROMPT.split()])
-    (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
-    (folder / _MADE).touch()
+    write_bytes(str(folder / "vocab.txt"), ("\n".join(lines) + "\n").encode())
+    write_bytes(str(folder / _MADE), b"")
     return True
