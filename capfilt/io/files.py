@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,10 @@ from capfilt.errors import CapfiltError, CommitError, InputError
 # Object stores answer a request in tens of milliseconds: fewer, larger ones keep a stream flowing.
 _READ_BLOCK_BYTES = 8 * 2**20
 _BUFFER_BYTES = 2**20
+# A server that says nothing for so long is given up; a shard as a whole may take any time.
+_CONNECT_S, _SILENCE_S = 30, 60
+# Of one request, with exponential back-off and jitter, below the five tries of s3fs itself.
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 4}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of our package
 # Errors of the network libraries that are no OSError: (module, class).
 _FOREIGN_ERRORS = (
@@ -106,7 +111,7 @@ def open_read(url: str, *, seekable: bool = False) -> BinaryIO:
     fs, path = resolve(url)
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
-            return Path(path).open("rb")
+            return _open_local(path)
         as_stream = url.startswith(("http://", "https://")) and not seekable
         block_size = 0 if as_stream else _READ_BLOCK_BYTES
         file = fs.open(path, "rb", block_size=block_size)
@@ -122,6 +127,9 @@ def read_bytes(url: str) -> bytes:
     """
     fs, path = resolve(url)
     with storage_errors(url):
+        if isinstance(fs, LocalFileSystem):
+            with _open_local(path) as file:
+                return file.read()
         return bytes(fs.cat_file(path))
 
 
@@ -134,7 +142,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     fs, path = resolve(url)
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
-            with Path(path).open("rb", buffering=0) as file:
+            with _open_local(path) as file:
                 file.seek(start)
                 return file.read(stop - start)
         return bytes(fs.cat_file(path, start=start, end=stop))
@@ -249,7 +257,7 @@ def remove(url: str) -> None:
 def resolve(url: str) -> tuple[Any, str]:
     """The file system and the path on it. No listing cache: it would show a resume old files."""
     try:
-        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+        fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **_patience(url))
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
         hint = f"pip install 'capfilt[{extra}]'" if extra else " ".join(str(error).split())
@@ -257,6 +265,35 @@ def resolve(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"{url}: {error}") from error
     return fs, str(path)
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """How long a store is waited for and how often asked, as its file system takes it.
+
+    aiohttp's own limit is five minutes for a whole response, which a shard that feeds the models
+    may well take; and s3fs alone tries again without jitter, and not after every 500.
+    """
+    protocol = url.partition("://")[0]
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+        return {"client_kwargs": {"timeout": limit}}
+    if protocol in ("s3", "s3a"):
+        settings: dict[str, Any] = {"connect_timeout": _CONNECT_S, "read_timeout": _SILENCE_S}
+        if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
+            settings["retries"] = _S3_RETRIES
+        return {"config_kwargs": settings}
+    return {}
+
+
+def _open_local(path: str) -> BinaryIO:
+    """Open a local file; a pipe or a device, at which a reader would wait for ever, is refused."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("is no regular file")
+    return file
 
 
 def _local_entries(paths: Iterable[Path], folder: Path, url: str) -> list[Entry]:

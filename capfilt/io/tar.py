@@ -24,6 +24,7 @@ from capfilt.record import Annotated, Sample
 from capfilt.shard import InputShard
 
 _CHUNK_BYTES = 2**20
+_HEADER_BYTES = 2**20  # a long name or extended header above it is no name
 _END_BYTES = 2 * tarfile.BLOCKSIZE  # two blocks of zeros end an archive
 
 
@@ -39,7 +40,8 @@ def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
         stream = _Stream(file, shard.url)
         try:
             yield from _samples(stream, shard, limits)
-        except (tarfile.TarError, ValueError) as error:  # ValueError: numbers of a broken header
+        # ValueError: numbers of a broken header; RecursionError: headers that extend headers.
+        except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
             raise InputError(f"{shard.url}: a truncated or damaged tar ({error})") from error
 
 
@@ -50,6 +52,8 @@ def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterato
         open_sample: Members | None = None
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+            if member.size < 0:
+                raise tarfile.InvalidHeaderError(f"{member.size} bytes of {member.name!a}")
             if not member.isfile() or member.issparse():
                 continue
             parts = split_name(member.name)
@@ -81,7 +85,16 @@ class _Stream(io.RawIOBase):
         self._last = b""  # what was read last: at the end, the header that tarfile stopped at
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, fewer only at the end of the file."""
+        """The next bytes, fewer only at the end of the file; tarfile reads its headers by it.
+
+        Raises:
+            tarfile.InvalidHeaderError: A header says that it is longer than any name.
+        """
+        if not 0 <= size <= _HEADER_BYTES:
+            raise tarfile.InvalidHeaderError(f"a header of {size} bytes")
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
         data = self._file.read(size)
         self._at += len(data)
         self._last = data
@@ -93,7 +106,7 @@ class _Stream(io.RawIOBase):
         Raises:
             InputError: The file ends before.
         """
-        data = self.read(size)
+        data = self._read(size)
         if len(data) < size:
             raise self._truncated()
         return data
