@@ -2,7 +2,7 @@
 
     python benchmarks/photographs/make_web.py FOLDER [--data ../shared/data]
 
-Of the 6,000 training photographs, 1,000 with their five captions are the human set (`human.json`).
+Of the 6,000 training photographs, 2,000 with their five captions are the human set (`human.json`).
 The others are the web (`web.json`): each caption is replaced with probability one half, by a
 caption of another photograph or by a text of the real web. What was replaced is known, so
 `web_labelled.jsonl` measures a filter on the very texts that it is to filter. The development
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.parquet
 from tokenizers import BertWordPieceTokenizer
 
-HUMAN = 1000  # photographs
+HUMAN = 2000  # photographs
 WORDS = 4000
 REPLACED = 0.5  # of the web's captions, half by other captions, half by web texts
 
