@@ -8,7 +8,6 @@ figures/<name>.json         what was measured
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,8 +29,6 @@ from capfilt.run.job import Where, run
 from capfilt.train.config import PretrainConfig, TrainConfig
 from capfilt.train.output import Output
 from capfilt.train.stage import Stage
-
-log = logging.getLogger("capfilt")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from capfilt.bootstrap.experiment import Experiment
@@ -45,3 +47,10 @@ def test_bundled_yaml_is_valid_and_small_enough_for_its_captions() -> None:
              config.captioner.model.image_size, config.filter.model.image_size}  # fmt: skip
     assert len(sides) == 1
     assert not config.pretrain.data.augment.enabled  # a flip would make left of right
+
+
+def test_photographs_config_is_valid() -> None:
+    file = Path(__file__).parents[2] / "benchmarks/photographs/bootstrap.yaml"
+    config = Experiment.load().resolve(yaml_text=file.read_text())
+    assert config.data.pairs == "dev_pairs.jsonl"
+    assert config.world.web == 0
