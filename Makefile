@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo lint test test-slow clean
+.PHONY: install browser demo lint test test-slow clean
 
 install: $(INSTALLED)
 
@@ -14,13 +14,24 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What the tests of the report's page look at it with; without it they are skipped with a reason.
+browser: $(VENV)/.browser
+
+$(VENV)/.browser: | install
+	command -v chromium chromium-browser google-chrome || \
+	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } || \
+	  echo "no Chromium: the tests of the report's page are skipped"
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/browser axe-core@4.14.1 || \
+	  echo "no axe-core: the test of the page's accessibility is skipped"
+	touch $@
+
 demo: install
 	$(BIN)/capfilt demo demo-output
 
 lint: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
-test: install lint
+test: install browser lint
 	$(BIN)/python -m pytest
 
 test-slow: install

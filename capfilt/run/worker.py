@@ -5,7 +5,7 @@
 Reading and decoding run ahead of the models and writing trails them, so the models never wait.
 `process` may be called from two threads at once: while the models have one shard, the next is being
 read and the last one published. A worker holds a few batches per shard in flight, whatever the
-shard's size.
+shard's size. What a large shard has is put aside now and then (`capfilt.io.partial`).
 
 On a GPU the models take one batch at a time. On a CPU they take one per core, each computed by a
 single thread: that is faster than sharing every operation among the cores, and a result does not
@@ -23,18 +23,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 
 import torch
 
-from capfilt.errors import InputError, ModelError
+from capfilt.errors import InputError, ModelError, StalledError
 from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
+from capfilt.io.inputs import check_unchanged
 from capfilt.io.ledger import LedgerWriter
+from capfilt.io.partial import Known, Partial, recalled
 from capfilt.io.reader import read_samples
 from capfilt.io.writer import DataWriter, open_writer
 from capfilt.models import images
 from capfilt.record import Annotated, ModelIdentity, Sample, Verdict
 from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter
+from capfilt.run.fitting import limit_memory
 from capfilt.run.flow import ahead, in_order
 from capfilt.run.task import Task
 from capfilt.shard import InputShard
@@ -66,6 +70,7 @@ class Worker:
         """
         self.task = task
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._device = _device()
         self.annotator = Annotator(task.config, captioner, filter_)
         compute = task.config.compute
         cuda = torch.cuda.is_available()
@@ -94,6 +99,8 @@ class Worker:
 
         one_thread_per_operation()
         config = task.config
+        if config.compute.memory_limit_gb:
+            limit_memory(int(config.compute.memory_limit_gb * 1e9))
         precision = config.compute.precision
         captioner = filter_ = None
         if "captioner" in task.models:
@@ -115,13 +122,16 @@ class Worker:
             redo: An older commit of this shard is stale and goes before its files are replaced.
 
         Raises:
-            InputError: The shard cannot be read in full. Nothing of it is committed.
+            InputError: The shard cannot be read in full, or has changed. Nothing of it is
+                committed.
+            StalledError: Nothing came of it for `read_timeout_s`; a thread of it still hangs.
         """
         started = time.monotonic()
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:
             retire(root, shard.id, {data_path, ledger_path})
+        aside = self._aside(shard)
         with self._counting(shard) as tally:
             # Contexts end inside out: the data is published first, then the ledger.
             with (
@@ -130,7 +140,9 @@ class Worker:
                 LedgerWriter(ledger_file.path, metadata=self._ledger_metadata()) as ledger,
                 open_writer(data_file.path, output, shard) as data,
             ):
-                self._flow(shard, partial(self._write, data, ledger, tally))
+                known = aside.recall()
+                self._flow(shard, known, partial(self._write, data, ledger, tally, aside))
+                check_unchanged(shard)
             commit = Commit(
                 shard=shard.id,
                 input=InputRecord.of(shard),
@@ -141,9 +153,15 @@ class Worker:
                     data_path: _record(data_file.published),
                     ledger_path: _record(ledger_file.published),
                 },
-                telemetry={"seconds": round(time.monotonic() - started, 3), "worker": self.name},
+                telemetry={
+                    "seconds": round(time.monotonic() - started, 3),
+                    "worker": self.name,
+                    "device": self._device,
+                    "ended": round(time.time(), 3),
+                },
             )
             write_commit(root, commit)
+            aside.remove()
         return commit
 
     def in_flight(self) -> Tally:
@@ -171,6 +189,16 @@ class Worker:
             with self._lock:
                 del self._tallies[shard.id]
 
+    def _aside(self, shard: InputShard) -> Partial:
+        # Other batches may have other last digits, so they begin anew.
+        made_by = {
+            "fingerprint": self.task.fingerprint,
+            "input": [shard.url, shard.size_bytes, shard.version],
+            "batch_size": self._batch_size,
+        }
+        every = self.task.config.compute.checkpoint_every
+        return Partial(self.task.output_url, shard.id, made_by, every=every)
+
     def _ledger_metadata(self) -> dict[str, str]:
         return {
             "fingerprint": self.task.fingerprint,
@@ -178,26 +206,36 @@ class Worker:
             **{role: identity.sha256 for role, identity in self.task.models.items()},
         }
 
-    def _flow(self, shard: InputShard, write: partial[None]) -> None:
+    def _flow(self, shard: InputShard, known: Sequence[Known], write: partial[None]) -> None:
         """Run a shard through the stages, each in threads of its own."""
         annotate = partial(self.annotator.annotate, source=shard.source)
-        with (
-            ahead(self._batches(shard), depth=BATCHES_AHEAD) as batches,
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
-        ):
-            # One more than the models take, so that the next is there when one is done.
-            annotated = in_order(self._models, annotate, batches, most=self._batches_at_once + 1)
-            for _ in in_order(writing, write, annotated, most=2):
-                pass
+        timeout_s = self.task.config.compute.read_timeout_s
+        decoded = self._batches(shard, known)
+        try:
+            with (
+                ahead(decoded, depth=BATCHES_AHEAD, timeout_s=timeout_s) as batches,
+                ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
+            ):
+                # One more than the models take, so that the next is there when one is done.
+                annotated = in_order(
+                    self._models, annotate, batches, most=self._batches_at_once + 1
+                )
+                for _ in in_order(writing, write, annotated, most=2):
+                    pass
+        except TimeoutError:
+            raise StalledError(f"{shard.url}: nothing came of it for {timeout_s:g} s") from None
 
-    def _batches(self, shard: InputShard) -> Iterator[list[Decoded]]:
+    def _batches(self, shard: InputShard, known: Sequence[Known]) -> Iterator[list[Decoded]]:
         """Group samples so that a batch has `batch_size` images for the models.
 
         Samples whose image failed ride along; a long run of them ends a batch too.
         """
         batch: list[Decoded] = []
         good = 0
-        samples = read_samples(shard, self.task.config.images)
+        # What an earlier try has put aside comes first; then there is nothing known.
+        samples = zip(
+            read_samples(shard, self.task.config.images), chain(known, repeat(None)), strict=False
+        )
         for decoded in in_order(self._decoders, self._decode, samples, most=self._batch_size):
             if self._closed.is_set():
                 raise InputError(f"shard {shard.id}: given back, the worker is closing")
@@ -209,25 +247,42 @@ class Worker:
         if batch:
             yield batch
 
-    def _decode(self, sample: Sample) -> Decoded:
+    def _decode(self, item: tuple[Sample, Known | None]) -> Decoded:
+        sample, known = item
+        if known is not None and known["key"] == sample.key:
+            judged = recalled(known, sample)
+            return Decoded(judged.sample, {}, judged)
         if sample.problem is not None or sample.image is None:
             return Decoded(replace(sample, image=None), {})
         is_large = images.count_pixels(sample.image) > LARGE_PIXELS
         try:
-            with self._decoding_large if is_large else nullcontext():
-                rgb = images.decode(sample.image, self.task.config.images)
-                pixels = {spec: images.fit(rgb, spec) for spec in self.annotator.specs}
+            try:
+                with self._decoding_large if is_large else nullcontext():
+                    pixels = self._pixels(sample.image)
+            except MemoryError:  # beside others; alone it may fit
+                with self._decoding_large:
+                    pixels = self._pixels(sample.image)
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
         return Decoded(sample, pixels)
 
+    def _pixels(self, image: bytes) -> dict[images.PixelSpec, torch.Tensor]:
+        rgb = images.decode(image, self.task.config.images)
+        return {spec: images.fit(rgb, spec) for spec in self.annotator.specs}
+
     def _write(
-        self, data: DataWriter, ledger: LedgerWriter, tally: Tally, batch: Sequence[Annotated]
+        self,
+        data: DataWriter,
+        ledger: LedgerWriter,
+        tally: Tally,
+        aside: Partial,
+        batch: Sequence[Annotated],
     ) -> None:
         for annotated in batch:
             ledger.write(annotated)
             if annotated.verdict is Verdict.KEPT:
                 data.write(annotated)
+        aside.add(batch)
         with self._lock:
             for annotated in batch:
                 tally.add(annotated)
@@ -236,6 +291,14 @@ class Worker:
 def one_thread_per_operation() -> None:
     """Let an operation of torch use the calling thread alone; OpenMP wants to hear it in each."""
     torch.set_num_threads(1)
+
+
+def _device() -> str:
+    """What the models run on: a CPU, or one GPU by name and number, told from all others."""
+    if not torch.cuda.is_available():
+        return "CPU"
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name} {getattr(properties, 'uuid', '')}".strip()
 
 
 def _record(published: publish.Published) -> OutputRecord:

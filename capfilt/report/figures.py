@@ -1,0 +1,149 @@
+"""The figures of a report, from the ledgers alone: one pass, shard by shard, on threads.
+
+What is kept in memory does not grow with the dataset, but for 16 bytes a different text; of more
+than `MOST_TEXTS` different ones a fair share is counted (see `Wordings`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from capfilt.cut import SOURCES, Mask, Rows, ScoreName
+from capfilt.io.ledger import read_ledger_columns
+from capfilt.record import Source
+from capfilt.report.wordings import Wordings
+from capfilt.select.origin import Origin
+from capfilt.select.rows import COLUMNS, rows_of, tally_of
+from capfilt.select.survey import each
+from capfilt.select.wording import count_words, repeats
+from capfilt.tally import Tally
+
+BINS = 50  # of a histogram of scores
+RANGES: Mapping[ScoreName, tuple[float, float]] = {"match_prob": (0, 1), "similarity": (-1, 1)}
+THRESHOLDS = 101  # places of the curve
+MOST_WORDS = 40  # longer texts count as this long
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class Figures:
+    """Counts that add up over shards. The first axis is the source, as in `SOURCES`."""
+
+    by: ScoreName  # the score of the curve
+    tally: Tally = field(default_factory=Tally)
+    scores: dict[ScoreName, Counts] = field(default_factory=dict)  # [3, BINS]
+    at_least: Counts = field(default_factory=lambda: _zeros(THRESHOLDS))  # texts per threshold
+    images_at_least: Counts = field(default_factory=lambda: np.zeros(THRESHOLDS, np.int64))
+    scored: Counts = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
+    words: Counts = field(default_factory=lambda: _zeros(MOST_WORDS + 1))
+    repeating: Counts = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
+    wordings: dict[Source, Wordings] = field(default_factory=dict)
+
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        """The places of the curve."""
+        return np.linspace(*RANGES[self.by], THRESHOLDS).round(4)
+
+    def add(self, rows: Rows, texts: Any) -> None:
+        """Count a shard."""
+        self.tally.merge(tally_of(rows))
+        for name in RANGES:
+            self._add_scores(rows, name)
+        self._add_curve(rows)
+        seen = ~rows.failed & np.asarray(texts.is_valid())
+        words, again = np.minimum(count_words(texts), MOST_WORDS), repeats(texts)
+        for code, source in enumerate(SOURCES):
+            mine = seen & (rows.source == code)
+            self.words[code] += np.bincount(words[mine], minlength=MOST_WORDS + 1)
+            self.repeating[code] += int(again[mine].sum())
+            if mine.any():
+                wordings = self.wordings.setdefault(source, Wordings())
+                wordings.add(texts.filter(_arrow(mine)))
+
+    def merge(self, other: Figures) -> None:
+        """Add the counts of other shards."""
+        self.tally.merge(other.tally)
+        for name, counts in other.scores.items():
+            self.scores[name] = self.scores.get(name, 0) + counts
+        for part in ("at_least", "images_at_least", "scored", "words", "repeating"):
+            setattr(self, part, getattr(self, part) + getattr(other, part))
+        for source, wordings in other.wordings.items():
+            self.wordings.setdefault(source, Wordings()).merge(wordings)
+
+    def _add_scores(self, rows: Rows, name: ScoreName) -> None:
+        score = rows.score(name)
+        low, high = RANGES[name]
+        places = np.clip(((score - low) / (high - low) * BINS), 0, BINS - 1)
+        for code in range(len(SOURCES)):
+            mine = ~np.isnan(score) & (rows.source == code)
+            if mine.any():
+                counts = self.scores.setdefault(name, _zeros(BINS))
+                counts[code] += np.bincount(places[mine].astype(int), minlength=BINS)
+
+    def _add_curve(self, rows: Rows) -> None:
+        score = rows.score(self.by)
+        for code in range(len(SOURCES)):
+            values = np.sort(score[~np.isnan(score) & (rows.source == code)])
+            self.scored[code] += len(values)
+            self.at_least[code] += len(values) - np.searchsorted(values, self.thresholds())
+        if rows.images:
+            best = np.full(rows.images, -np.inf)
+            np.maximum.at(best, rows.image, np.nan_to_num(score, nan=-np.inf))
+            self.images_at_least += rows.images - np.searchsorted(np.sort(best), self.thresholds())
+
+
+def figures_of(origin: Origin, by: ScoreName) -> Figures:
+    """Count every ledger of an OUTPUT.
+
+    Raises:
+        InputError: A ledger cannot be read.
+    """
+
+    def of_shard(shard_id: str) -> Figures:
+        url = origin.ledger_url(shard_id)
+        table = read_ledger_columns(url, [*COLUMNS, "text"])
+        figures = Figures(by)
+        if table.num_rows:
+            figures.add(rows_of(table, url), table["text"].chunk(0))
+        return figures
+
+    total = Figures(by)
+    for figures in each(origin.commits, of_shard):
+        total.merge(figures)
+    return total
+
+
+def frequent_phrases(origin: Origin, source: Source, n: int, *, texts: int) -> Counter[str]:
+    """How many of a bounded sample of texts have each run of `n` words.
+
+    The sample takes the same share of every shard's texts, evenly spaced.
+    """
+    total = sum(
+        sum(commit.counts["texts"].get(str(source), {}).values())
+        for commit in origin.commits.values()
+    )
+    step = max(1, -(-total // texts))
+    found: Counter[str] = Counter()
+    for shard_id in origin.commits:
+        table = read_ledger_columns(origin.ledger_url(shard_id), ["source", "text"])
+        mine = np.array(table["source"].to_pylist()) == str(source)
+        for text in table["text"].take(np.nonzero(mine)[0][::step]).to_pylist():
+            words = (text or "").lower().split()
+            found.update({" ".join(words[i : i + n]) for i in range(len(words) - n + 1)})
+    return found
+
+
+def _zeros(width: int) -> Counts:
+    return np.zeros((len(SOURCES), width), dtype=np.int64)
+
+
+def _arrow(mask: Mask) -> Any:
+    import pyarrow as pa
+
+    return pa.array(mask)

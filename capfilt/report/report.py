@@ -1,0 +1,220 @@
+"""`capfilt report`: one HTML file that says what a run did, and helps to choose a threshold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from capfilt.config import PRESETS
+from capfilt.cut import ScoreName
+from capfilt.errors import ConfigError
+from capfilt.io import files, publish
+from capfilt.record import Source, Verdict
+from capfilt.report import page
+from capfilt.report.figures import Figures, figures_of, frequent_phrases
+from capfilt.report.page import Ranking, Rows, percent
+from capfilt.report.sheets import make_sheets
+from capfilt.report.speed import Speed, speed_of
+from capfilt.report.wordings import find_texts
+from capfilt.run.manifest import Manifest
+from capfilt.select.origin import CUT_OF, Origin
+
+FILE = "report.html"
+FREQUENT = 15  # captions and phrases of each kind
+PHRASES = (2, 4)  # words
+SAMPLED_TEXTS = 100_000  # for phrases
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where it lies, and its figures."""
+
+    url: str
+    size_bytes: int
+    figures: Figures
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "report": self.url,
+            "size_bytes": self.size_bytes,
+            "pictures": self.pictures,
+            **self.figures.tally.to_dict(),
+        }
+
+
+def report(
+    output_url: str,
+    *,
+    target: str | None = None,
+    price_per_hour: float | None = None,
+    samples: int = 12,
+) -> Report:
+    """Write the report of an OUTPUT, of a run or of a cut.
+
+    Args:
+        output_url: The OUTPUT.
+        target: Where the page goes; None: `report.html` in OUTPUT.
+        price_per_hour: Of one GPU, or of one machine without; for the price of a million images.
+        samples: Pictures of each contact sheet.
+
+    Raises:
+        ConfigError, InputError, CommitError: One line: what, where, what to do.
+    """
+    if samples < 0:
+        raise ConfigError(f"--samples must be 0 or more, is {samples}")
+    origin = Origin.open(output_url)
+    by, threshold = _rule(origin.manifest)
+    figures = figures_of(origin, by)
+    speed = speed_of(origin.commits)
+    sheets = make_sheets(origin, by, threshold, count=samples) if samples else []
+    charts = [page.histogram(figures, name, threshold) for name in figures.scores]
+    if figures.scores:
+        charts.append(page.curve(figures, threshold))
+    tally = figures.tally
+    html = page.render(
+        output=origin.url,
+        tiles=_tiles(figures, speed, has_threshold=threshold is not None),
+        facts=_facts(origin, speed, price_per_hour),
+        by_source=page.by_source(figures),
+        noise=_noise(figures, is_judged=threshold is not None),
+        dropped=page.reasons(tally.dropped_texts, sum(tally.texts.values())),
+        failed=page.reasons(tally.failed_samples, tally.read),
+        charts=charts,
+        lengths=page.lengths(figures),
+        repetition=page.repetition(figures),
+        sampled=_sampled(figures),
+        frequent=_frequent(origin, figures),
+        sheets=sheets,
+    )
+    url = target or files.join(origin.url, FILE)
+    published = publish.write_bytes(files.absolute(url), html.encode("utf-8", "replace"))
+    pictures = sum(card.picture is not None for sheet in sheets for card in sheet.cards)
+    return Report(published.url, published.size_bytes, figures, pictures)
+
+
+def _rule(manifest: Manifest) -> tuple[ScoreName, float | None]:
+    """The score that decides, and its threshold."""
+    selection, scoring = manifest.config["selection"], manifest.config["scoring"]
+    if selection.get("min_match_prob") is not None:
+        return "match_prob", float(selection["min_match_prob"])
+    if selection.get("min_similarity") is not None:
+        return "similarity", float(selection["min_similarity"])
+    return ("similarity" if scoring["similarity"] else "match_prob"), None
+
+
+def _tiles(figures: Figures, speed: Speed | None, *, has_threshold: bool) -> list[dict[str, str]]:
+    tally = figures.tally
+    kept = sum(n for (_, verdict), n in tally.texts.items() if verdict is Verdict.KEPT)
+    tiles = [
+        ("images", "images read", f"{tally.read:,}"),
+        ("images-kept", "images kept", f"{tally.samples[Verdict.KEPT]:,}"),
+        ("texts", "texts", f"{sum(tally.texts.values()):,}"),
+        ("texts-kept", "texts kept", f"{kept:,}"),
+    ]
+    if has_threshold and tally.noise_ratio is not None:
+        tiles.append(("noise-ratio", "noise ratio", percent(tally.noise_ratio)))
+    if speed is not None:
+        tiles.append(("speed", "images/s of one machine", f"{speed.images_per_s:,.1f}"))
+    return [dict(zip(("name", "label", "value"), tile, strict=True)) for tile in tiles]
+
+
+def _facts(origin: Origin, speed: Speed | None, price: float | None) -> list[tuple[str, str]]:
+    manifest = origin.manifest
+    config = manifest.config
+    facts = [("input", manifest.input)]
+    if CUT_OF in manifest.decisive:
+        facts.append(("made by", "select, from that input's ledgers"))
+    for role in ("captioner", "filter"):
+        model = manifest.models.get(role)
+        name = "none"
+        if model is not None:
+            name = f"{model['source']} ({model['architecture']}, sha256 {model['sha256'][:12]})"
+        facts.append((role, name))
+    facts += [
+        ("preset", _preset(config)),
+        ("captions", _told(config["captions"], "per_image", "method", "top_p", "prompt")),
+        ("selection", _told(config["selection"])),
+        ("seed", str(config["seed"])),
+        ("version", f"capfilt {manifest.versions['capfilt']}, torch {manifest.versions['torch']}"),
+        ("fingerprint", manifest.fingerprint),
+        ("shards", f"{len(origin.commits):,}"),
+    ]
+    if speed is not None:
+        facts += _speed_facts(speed, price)
+    return facts
+
+
+def _speed_facts(speed: Speed, price: float | None) -> list[tuple[str, str]]:
+    unit = "machine hours" if speed.kinds == ("CPU",) else "GPU hours"
+    facts = [
+        ("machines", f"{speed.machines} ({', '.join(speed.kinds)})"),
+        (unit, f"{speed.busy_s / 3600:,.2f}"),
+        ("images/s of one machine", f"{speed.images_per_s:,.1f}"),
+    ]
+    if price is not None:
+        cost = speed.price_per_million(price)
+        facts.append(("price of a million images", f"{cost:,.2f} at {price:g} an hour"))
+    return facts
+
+
+def _preset(config: dict[str, Any]) -> str:
+    """Whose values the preset's keys have."""
+    own = {"scoring", "selection", "captions"}
+    wanted = PRESETS["blip2"]
+    flat = [(s, key, value) for s in own & wanted.keys() for key, value in wanted[s].items()]
+    if all(config[section].get(key) == value for section, key, value in flat):
+        return "blip2"
+    is_blip = config["captions"]["per_image"] == 1 and config["selection"].get("top_k") is None
+    return "blip" if is_blip and config["scoring"]["match_prob"] else "of its own"
+
+
+def _told(section: dict[str, Any], *names: str) -> str:
+    wanted = names or tuple(section)
+    off: tuple[Any, ...] = (None, False, [], "both")
+    told = [f"{n} {section[n]!r}" for n in wanted if n in section and section[n] not in off]
+    return ", ".join(told) or "every text is kept"
+
+
+def _noise(figures: Figures, *, is_judged: bool) -> Rows:
+    ratio = figures.tally.noise_ratio if is_judged else None
+    return [("this run", "-" if ratio is None else percent(ratio)), *page.PAPER]
+
+
+def _sampled(figures: Figures) -> str:
+    least = min((wordings.share for wordings in figures.wordings.values()), default=1.0)
+    return f" The last two columns are of one text in {1 / least:,.0f}." if least < 1 else ""
+
+
+def _frequent(origin: Origin, figures: Figures) -> list[Ranking]:
+    found = []
+    for source in sorted(figures.wordings):
+        wanted = figures.wordings[source].most_frequent(FREQUENT)
+        columns = (
+            table["text"].filter(pc.equal(table["source"], str(source))).to_pylist()
+            for table in origin.tables(("source", "text"))
+        )
+        texts = find_texts(columns, wanted)
+        title = page.source_title(source)
+        rows: Rows = [(text, f"{count:,}") for text, count in texts.items()]
+        found.append(Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "texts", rows))
+    if Source.SYNTHETIC in figures.wordings:
+        found += [_phrases(origin, n) for n in PHRASES]
+    return found
+
+
+def _phrases(origin: Origin, n: int) -> Ranking:
+    counts: Counter[str] = frequent_phrases(origin, Source.SYNTHETIC, n, texts=SAMPLED_TEXTS)
+    best = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:FREQUENT]
+    return Ranking(
+        f"phrases-{n}",
+        f"Most frequent runs of {n} words in synthetic captions",
+        "words",
+        "captions",
+        [(phrase, f"{count:,}") for phrase, count in best if count > 1],
+        f"In a sample of at most {SAMPLED_TEXTS:,} captions.",
+    )

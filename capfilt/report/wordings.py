@@ -1,0 +1,108 @@
+"""How often each text comes, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+MOST_TEXTS = 2**24  # different ones that are counted: 256 MB
+_SHARED_BY = 10  # a caption of more images than this says little of any
+
+
+@dataclass
+class Wordings:
+    """Counts by a text's hash. `share` is 1 while all texts are counted.
+
+    Of too many different texts, those stay whose hash ends in zeros: a fair draw of texts, each
+    with its full count, so shares are still what they would be, but for chance.
+    """
+
+    hashes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    zeros: int = 0  # bits that end a hash that counts
+    _waiting: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Of all texts, the expected share that is counted."""
+        return 0.5**self.zeros
+
+    def add(self, texts: Any) -> None:
+        """Count an Arrow column of texts."""
+        found = pc.value_counts(texts)
+        names = found.field("values").to_pylist()
+        hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
+        self._take(hashes, found.field("counts").to_numpy())
+
+    def merge(self, other: Wordings) -> None:
+        """Add another's counts."""
+        while self.zeros < other.zeros:
+            self._halve()
+        other.settle()
+        self._take(other.hashes, other.counts)
+
+    def settle(self) -> None:
+        """Bring the counts of what was added last together with the others."""
+        if not self._waiting:
+            return
+        hashes = np.concatenate([self.hashes, *(part for part, _ in self._waiting)])
+        counts = np.concatenate([self.counts, *(part for _, part in self._waiting)])
+        self._waiting = []
+        order = np.argsort(hashes, kind="stable")
+        hashes, counts = hashes[order], counts[order]
+        if len(hashes):
+            [starts] = np.nonzero(np.r_[True, hashes[1:] != hashes[:-1]])
+            self.hashes, self.counts = hashes[starts], np.add.reduceat(counts, starts)
+        while len(self.hashes) > MOST_TEXTS:
+            self._halve()
+
+    def shared(self, by: int = _SHARED_BY) -> float:
+        """The share of texts that come more than `by` times, in [0, 1]."""
+        self.settle()
+        total = int(self.counts.sum())
+        return int(self.counts[self.counts > by].sum()) / total if total else 0.0
+
+    def different(self) -> float:
+        """Different texts over all texts, in [0, 1]."""
+        self.settle()
+        total = int(self.counts.sum())
+        return len(self.hashes) / total if total else 0.0
+
+    def most_frequent(self, count: int) -> dict[int, int]:
+        """The hashes that come most often, more than once, with their counts."""
+        self.settle()
+        best = np.argsort(-self.counts, kind="stable")[:count]
+        return {int(self.hashes[i]): int(self.counts[i]) for i in best if self.counts[i] > 1}
+
+    def _take(self, hashes: Any, counts: Any) -> None:
+        wanted = hashes & ((1 << self.zeros) - 1) == 0
+        self._waiting.append((hashes[wanted], counts[wanted]))
+        if sum(len(part) for part, _ in self._waiting) > MOST_TEXTS // 4:
+            self.settle()
+
+    def _halve(self) -> None:
+        self.zeros += 1
+        wanted = self.hashes & ((1 << self.zeros) - 1) == 0
+        self.hashes, self.counts = self.hashes[wanted], self.counts[wanted]
+        waiting, self._waiting = self._waiting, []
+        for hashes, counts in waiting:
+            self._take(hashes, counts)
+
+
+def find_texts(columns: Iterable[Sequence[str | None]], wanted: dict[int, int]) -> dict[str, int]:
+    """The texts of some hashes, with their counts; looks no further than it must."""
+    found: dict[str, int] = {}
+    left = set(wanted)
+    parts = iter(columns)
+    while left and (texts := next(parts, None)) is not None:
+        for text in texts:
+            key = hash(text)
+            if key in left and text is not None:
+                left.discard(key)
+                found[text] = wanted[key]
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

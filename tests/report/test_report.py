@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from capfilt.cut import CutConfig
+from capfilt.errors import InputError
+from capfilt.io.commits import list_commits
+from capfilt.report.page import shown
+from capfilt.report.report import Report, report
+from capfilt.report.sheets import thumbnail
+from capfilt.report.speed import speed_of
+from capfilt.select.select import select
+
+
+def test_report_is_one_small_file_with_pictures(written: Report) -> None:
+    page = Path(written.url)
+    assert page.name == "report.html"
+    assert page.stat().st_size == written.size_bytes < 10**6
+    assert written.pictures > 30
+    assert "http" not in page.read_text().replace("http://example.com", "").replace(
+        "http://www.w3.org/1999/xlink", ""
+    ).replace("http-equiv", "")
+
+
+def test_report_of_a_cut_says_so_and_finds_dropped_pictures(
+    hostile_run: str, tmp_path: Path
+) -> None:
+    select(hostile_run, str(tmp_path / "cut"), CutConfig(min_match_prob=0.8))
+    found = report(str(tmp_path / "cut"), target=str(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    assert "from that input&#39;s ledgers" in text or "from that input's ledgers" in text
+    assert "min_match_prob 0.8" in text
+    assert found.pictures > 30  # those that the cut dropped come from the run and its input
+    assert found.figures.tally.read == 24
+
+
+def test_report_without_the_input_shows_what_is_left(hostile_run: str, tmp_path: Path) -> None:
+    shutil.copytree(hostile_run, tmp_path / "run")
+    for file in (tmp_path / "run/commits").iterdir():
+        commit = json.loads(file.read_text())
+        commit["input"]["url"] = "/nowhere/00000.tar"
+        del commit["telemetry"]["device"]  # as before it was noted
+        file.write_text(json.dumps(commit))
+    found = report(str(tmp_path / "run"))
+    text = Path(found.url).read_text()
+    assert "picture not at hand" in text
+    assert 5 < found.pictures < 48
+    assert "machine hours" not in text
+
+
+def test_report_of_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run here"):
+        report(str(tmp_path))
+
+
+def test_speed_counts_an_hour_of_a_machine_once(hostile_run: str) -> None:
+    commits = list_commits(hostile_run)
+    one, two = commits.values()
+    spans = {"one": (100.0, 160.0), "two": (130.0, 200.0)}
+    for name, commit in (("one", one), ("two", two)):
+        start, end = spans[name]
+        commit.telemetry.update(device="NVIDIA H200 GPU-1", ended=end, seconds=end - start)  # type: ignore[attr-defined]
+    found = speed_of(commits)
+    assert found is not None
+    assert (found.busy_s, found.machines, found.kinds) == (100.0, 1, ("NVIDIA H200",))
+    assert found.images_per_s == 24 / 100
+    assert found.price_per_million(3.6) == pytest.approx(0.1 / 24 * 1e6)
+
+
+def test_thumbnail_is_small_and_never_made_of_a_bomb() -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (20_000, 10_000)).save(encoded, "PNG")
+    assert thumbnail(encoded.getvalue()) is None
+    assert thumbnail(b"<svg onload=alert(1)>") is None
+    small = io.BytesIO()
+    Image.new("RGB", (3000, 1000), "red").save(small, "JPEG")
+    found = thumbnail(small.getvalue())
+    assert found is not None
+    assert found.startswith("data:image/jpeg;base64,/9j/")
+    assert len(found) < 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "(no text)"),
+        (" \n", "(empty)"),
+        ("a\n\tb", "a b"),
+        ("bell \x07", "bell \N{REPLACEMENT CHARACTER}"),
+        ("\u202eover", "\N{REPLACEMENT CHARACTER}over"),
+        ("x" * 500, "x" * 119 + "\N{HORIZONTAL ELLIPSIS}"),
+    ],
+)
+def test_shown(text: str | None, expected: str) -> None:
+    assert shown(text) == expected
