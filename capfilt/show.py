@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # they bring torch, which the other commands do without
     from capfilt.evaluate.filter_quality import FilterQuality, Quality
     from capfilt.evaluate.noise import Noise
     from capfilt.evaluate.retrieval import Retrieval
+    from capfilt.evaluate.vqa import Vqa
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
 PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
@@ -199,6 +200,17 @@ def captions_text(found: Captions) -> RenderableType:
     return Group(
         f"{found.images:,} images, {found.references:,} human captions, {duration(found.seconds)}",
         f"captioner {escape(found.captioner.source)}",
+        table,
+    )
+
+
+def vqa_text(found: Vqa) -> RenderableType:
+    """Accuracy in percent, as papers print it."""
+    table = _figures("VQA accuracy")
+    table.add_row(f"{100 * found.accuracy:.2f}")
+    return Group(
+        f"{found.images:,} images, {found.questions:,} questions, {duration(found.seconds)}",
+        f"captioner {escape(found.captioner.source)}, asked {escape(repr(found.prompt))}",
         table,
     )
 

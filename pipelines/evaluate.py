@@ -2,6 +2,7 @@
 
     retrieval        filter + captions file                         R@1, R@5, R@10 by ITC and ITM
     captions         captioner + captions file                      BLEU, CIDEr
+    vqa              BLIP-2 captioner + questions file              VQA accuracy
     filter_quality   filter + labelled pairs                        ROC AUC, average precision, F1
     noise            OUTPUT of a run, or captioner + filter + images    noise ratio
 
@@ -17,12 +18,24 @@ from capfilt.evaluate.filter_quality import FilterQuality, evaluate_filter
 from capfilt.evaluate.noise import Noise, is_run, noise_of_images, noise_of_run
 from capfilt.evaluate.pairs import read_captioned, read_labelled
 from capfilt.evaluate.pictures import Pictures
+from capfilt.evaluate.questions import read_questions
 from capfilt.evaluate.retrieval import Retrieval, evaluate_retrieval
+from capfilt.evaluate.vqa import Vqa, evaluate_vqa
 from capfilt.io import files
-from capfilt.models.checkpoint import MATCH_FILTER, architecture_of, resolve_folder
+from capfilt.models.blip2_answerer import Blip2Answerer
+from capfilt.models.blip2_captioner import Blip2Captioner
+from capfilt.models.blip2_filter import Blip2Filter
+from capfilt.models.checkpoint import (
+    BLIP2_CAPTIONER,
+    BLIP2_FILTER,
+    MATCH_FILTER,
+    architecture_of,
+    resolve_folder,
+)
 from capfilt.models.filter import MatchFilter
 from capfilt.models.load import load_captioner, load_filter
 
+WITH_ITM = (MATCH_FILTER, BLIP2_FILTER)
 K_TEST = 256  # candidates of a query that ITM judges
 RETRIEVAL = {"captioner": NONE, "scoring.similarity": True}
 CAPTIONS = {"filter": NONE, "captions.method": "beam", "captions.num_beams": 3}
@@ -47,8 +60,9 @@ def retrieval(
     pictures = _pictures(config, images, pairs)
     pictures.check(pair.image for pair in captioned)
     model = load_filter(filter_, config.scoring, precision=config.compute.precision)
-    if not isinstance(model, MatchFilter) or model.identity.architecture != MATCH_FILTER:
-        raise ConfigError(f"--filter {filter_}: retrieval needs a {MATCH_FILTER}")
+    if model.identity.architecture not in WITH_ITM:
+        raise ConfigError(f"--filter {filter_}: retrieval needs a {' or a '.join(WITH_ITM)}")
+    assert isinstance(model, MatchFilter | Blip2Filter)
     return evaluate_retrieval(model, captioned, pictures, k_test=k_test)
 
 
@@ -71,6 +85,31 @@ def captions(
     return evaluate_captions(model, captioned, pictures)
 
 
+def vqa(
+    captioner: str,
+    questions: str,
+    images: str | None = None,
+    *,
+    annotations: str | None = None,
+    prompt: str | None = None,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Vqa:
+    """Answer questions about images, without training for it."""
+    config = resolve(options={**CAPTIONS, "captioner": captioner}, overrides=overrides)
+    if prompt is not None and "{}" not in prompt:
+        raise ConfigError(f"--prompt {prompt!r} has no {{}}, which stands for the question")
+    asked = read_questions(questions, annotations, split=split)
+    pictures = _pictures(config, images, questions)
+    pictures.check(question.image for question in asked)
+    model = load_captioner(
+        captioner, config.captions, seed=config.seed, precision=config.compute.precision
+    )
+    if not isinstance(model, Blip2Captioner):
+        raise ConfigError(f"--captioner {captioner}: questions need a {BLIP2_CAPTIONER}")
+    return evaluate_vqa(Blip2Answerer(model, prompt), asked, pictures)
+
+
 def filter_quality(
     filter_: str,
     pairs: str,
@@ -82,7 +121,7 @@ def filter_quality(
 ) -> FilterQuality:
     """Tell matching pairs from others."""
     _check(threshold)
-    has_itm = architecture_of(resolve_folder(filter_), "filter") == MATCH_FILTER
+    has_itm = architecture_of(resolve_folder(filter_), "filter") in WITH_ITM
     config = resolve(
         preset="blip" if has_itm else "blip2",
         options={

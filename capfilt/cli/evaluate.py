@@ -1,4 +1,4 @@
-"""`capfilt evaluate`: retrieval, captions, filter, noise."""
+"""`capfilt evaluate`: retrieval, captions, vqa, filter, noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ Set = Annotated[
 
 @evaluate.command("retrieval")
 def evaluate_retrieval(
-    filter_: Annotated[str, typer.Option("--filter", help="BLIP filter: folder or hub id.")],
+    filter_: Annotated[
+        str, typer.Option("--filter", help="BLIP or BLIP-2 filter: folder or hub id.")
+    ],
     pairs: Annotated[str, typer.Option(help=_CAPTIONS_FILE)],
     images: Images = None,
     split: Split = None,
@@ -67,6 +69,44 @@ def evaluate_captions(
     if save is not None:
         write_bytes(save, json.dumps(found.rows(), indent=1, ensure_ascii=False).encode())
     print_result(found.to_dict() if as_json else captions_text(found))
+
+
+@evaluate.command("vqa")
+def evaluate_vqa(
+    captioner: Annotated[str, typer.Option(help="BLIP-2 captioner: folder or hub id.")],
+    questions: Annotated[
+        str, typer.Option(help="JSON(L) rows of image, question and answers, or VQA's questions.")
+    ],
+    annotations: Annotated[
+        str | None, typer.Option(help="VQA's annotations, for VQA's questions.")
+    ] = None,
+    images: Images = None,
+    split: Split = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="With {} for the question; default: the paper's.")
+    ] = None,
+    save: Annotated[
+        str | None, typer.Option(help="Write the answers there, as JSON of image and question.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """VQA accuracy of a BLIP-2 that was never trained to answer (5 beams, length penalty -1)."""
+    from capfilt.io.publish import write_bytes
+    from capfilt.show import vqa_text
+
+    found = _evaluate("vqa")(
+        captioner,
+        questions,
+        images,
+        annotations=annotations,
+        prompt=prompt,
+        split=split,
+        overrides=overrides or (),
+    )
+    if save is not None:
+        write_bytes(save, json.dumps(found.answered, indent=1, ensure_ascii=False).encode())
+    print_result(found.to_dict() if as_json else vqa_text(found))
 
 
 @evaluate.command("filter")

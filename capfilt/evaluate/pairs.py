@@ -48,13 +48,13 @@ def read_captioned(url: str, *, split: str | None = None) -> list[Captioned]:
         InputError: It has no known form, an image has no caption, there is no such split, or the
             pairs are labelled: not all of them match.
     """
-    tree = _parse(url)
+    tree = parse(url)
     if isinstance(tree, dict):
         if split is not None:
             raise InputError(f"{url}: COCO's form has no splits; leave --split out")
     else:
         column = _caption_column(tree)
-        rows = _rows(tree, url, ["image", column], split)
+        rows = rows_of(tree, url, ["image", column], split)
         if any("label" in row for row in rows):
             raise InputError(
                 f"{url}: its rows have a `label`, but captions are all right: labelled pairs are "
@@ -83,7 +83,7 @@ def read_labelled(url: str, *, split: str | None = None) -> list[Labelled]:
             or there is no such split.
     """
     found = []
-    for row in _rows(_parse(url), url, ["image", "caption", "label"], split):
+    for row in rows_of(parse(url), url, ["image", "caption", "label"], split):
         image, caption, label = row["image"], row["caption"], row["label"]
         if label not in (0, 1):
             raise InputError(f"{url}: a label is 1 (match) or 0, is {label!r} for {image!r}")
@@ -98,8 +98,12 @@ def read_labelled(url: str, *, split: str | None = None) -> list[Labelled]:
     return found
 
 
-def _parse(url: str) -> Any:
-    """A JSON's tree, or the list of a JSONL's rows."""
+def parse(url: str) -> Any:
+    """A JSON's tree, or the list of a JSONL's rows.
+
+    Raises:
+        InputError: It is neither.
+    """
     place = files.absolute(url)
     try:
         text = files.read_bytes(place).decode("utf-8-sig")
@@ -109,7 +113,7 @@ def _parse(url: str) -> Any:
         tree = json.loads(text)
     except ValueError:
         return _parse_lines(text, url)
-    is_row = isinstance(tree, dict) and "annotations" not in tree and "images" not in tree
+    is_row = isinstance(tree, dict) and not tree.keys() & {"annotations", "images", "questions"}
     return [tree] if is_row else tree
 
 
@@ -132,8 +136,18 @@ def _caption_column(tree: Any) -> str:
     return "captions" if has_list else "caption"
 
 
-def _rows(tree: Any, url: str, columns: Sequence[str], split: str | None) -> list[Row]:
-    """The rows of a split, all of which have these columns."""
+def rows_of(tree: Any, url: str, columns: Sequence[str], split: str | None) -> list[Row]:
+    """The rows of a split, all of which have these columns.
+
+    Args:
+        tree: From `parse`.
+        url: Names the file in errors.
+        columns: That each row must have.
+        split: None takes all rows.
+
+    Raises:
+        InputError: It is no list of such rows, or has no such split.
+    """
     if not (isinstance(tree, list) and all(isinstance(row, dict) for row in tree)):
         raise InputError(f"{url}: not a list of rows with {', '.join(columns)}")
     if not tree:

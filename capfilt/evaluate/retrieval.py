@@ -11,7 +11,8 @@ So image states are needed a second time in the order in which they were made: t
 texts per image and k per text (1,536 per image with five texts each and k = 256). Memory grows with
 (images + texts) x k, not with images x texts.
 
-Shapes: N images, M texts, Q queries, D candidates, E embedding, k re-ranked.
+Shapes: N images, M texts, Q queries, D candidates, E embedding, k re-ranked, P embeddings of an
+image: BLIP has one, BLIP-2 one for each query of its Q-Former.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from torch import Tensor
 from capfilt.errors import ModelError
 from capfilt.evaluate.pairs import Captioned
 from capfilt.evaluate.pictures import Pictures, shown
-from capfilt.models.filter import MatchFilter
-from capfilt.models.med import MatchModel, PackedTexts
+from capfilt.models.filter import Ranker
+from capfilt.models.med import PackedTexts
 from capfilt.models.transfer import stack_on, tensor_on
 from capfilt.record import ModelIdentity
 
@@ -98,7 +99,7 @@ class _Candidates:
 
 @torch.inference_mode()
 def evaluate_retrieval(
-    filter_: MatchFilter,
+    filter_: Ranker,
     pairs: Sequence[Captioned],
     pictures: Pictures,
     *,
@@ -114,7 +115,7 @@ def evaluate_retrieval(
     Source: BLIP's code, `train_retrieval.py`, and arXiv:2201.12086, section 5.1 (k = 256).
 
     Args:
-        filter_: A `BlipForImageTextRetrieval`.
+        filter_: A `BlipForImageTextRetrieval` or a `Blip2ForImageTextRetrieval`.
         pairs: Images and their captions.
         pictures: Where the images are.
         k_test: How many candidates of a query ITM judges, at most all there are; 0: ITC alone.
@@ -154,7 +155,7 @@ def evaluate_retrieval(
 
 
 def _reranked(
-    filter_: MatchFilter,
+    filter_: Ranker,
     states: _States,
     texts: list[list[int]],
     to_image: _Candidates,
@@ -181,7 +182,7 @@ class _States:
     """States of all images, batch by batch: the first ones kept, the others made anew."""
 
     def __init__(
-        self, filter_: MatchFilter, pictures: Pictures, paths: Sequence[str], room_bytes: int
+        self, filter_: Ranker, pictures: Pictures, paths: Sequence[str], room_bytes: int
     ) -> None:
         self._filter = filter_
         self._pictures = pictures
@@ -194,10 +195,10 @@ class _States:
         return -(-len(self._paths) // self._pictures.batch_size)
 
     def embeddings(self) -> Tensor:
-        """ITC embeddings [N, E]; fills the memory."""
+        """ITC embeddings [N, P, E]; fills the memory."""
         found, room = [], self._room_bytes
         for states in shown(self._made(0), "images", self.batches):
-            found.append(self._filter.model.image_embeddings(states))
+            found.append(self._filter.image_embeddings(states))
             room -= states.nbytes
             if room >= 0:
                 self._kept.append(states)
@@ -213,8 +214,8 @@ class _States:
             yield vit(stack_on(pixels, vit.class_token.device))
 
 
-def _text_embeddings(filter_: MatchFilter, texts: list[list[int]], device: torch.device) -> Tensor:
-    """[M, E]; texts of like length together."""
+def _text_embeddings(filter_: Ranker, texts: list[list[int]], device: torch.device) -> Tensor:
+    """[M, 1, E]; texts of like length together."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     starts = range(0, len(order), TEXTS_AT_ONCE)
     found = [
@@ -223,7 +224,7 @@ def _text_embeddings(filter_: MatchFilter, texts: list[list[int]], device: torch
         )
         for start in shown(starts, "texts", len(starts))
     ]
-    return torch.cat(found)[tensor_on(order, device).argsort()]
+    return torch.cat(found)[tensor_on(order, device).argsort(), None]
 
 
 def _nearest(
@@ -231,16 +232,20 @@ def _nearest(
 ) -> _Candidates:
     """The `depth` items nearest to each query, of equals the first first.
 
+    Of things with several embeddings the two most similar ones count.
+
     Args:
-        queries: [Q, E].
-        items: [I, E].
+        queries: [Q, P, E].
+        items: [I, P', E].
         depth: At most; there may be fewer items.
         query_image: Which image each query belongs to, [Q].
         item_image: Which image each item belongs to, [I].
     """
     indices, similarities = [], []
-    for block in torch.split(queries, _QUERIES_AT_ONCE):
-        similarity = block @ items.T
+    at_once = max(1, _QUERIES_AT_ONCE // (queries.shape[1] * items.shape[1]))
+    for block in torch.split(queries, at_once):
+        products = block.flatten(0, 1) @ items.flatten(0, 1).T
+        similarity = products.view(*block.shape[:2], *items.shape[:2]).amax((1, 3))
         index = similarity.topk(min(depth, len(items))).indices.sort(dim=1).values
         similarity, order = similarity.gather(1, index).sort(dim=1, descending=True, stable=True)
         indices.append(index.gather(1, order))
@@ -251,7 +256,7 @@ def _nearest(
 
 
 def _match_logits(
-    filter_: MatchFilter, states: _States, texts: list[list[int]], asked: Tensor
+    filter_: Ranker, states: _States, texts: list[list[int]], asked: Tensor
 ) -> Tensor:
     """Logits of "matched", fp32 on the CPU.
 
@@ -261,10 +266,8 @@ def _match_logits(
         texts: Token ids of all texts.
         asked: Sorted numbers image * M + text.
     """
-    model = filter_.model
-    assert isinstance(model, MatchModel)  # a `SimilarityModel` is refused when it is loaded
     ids = [filter_.to_match(text) for text in texts]
-    logits = torch.empty(len(asked), device=model.vit.class_token.device)
+    logits = torch.empty(len(asked), device=filter_.model.vit.class_token.device)
     first = done = 0
     for of_images in shown(states, "pairs", states.batches):
         wanted = []
@@ -277,9 +280,7 @@ def _match_logits(
             packed = PackedTexts.of(
                 [[ids[text] for text in of_image] for _, of_image in group], of_images.device
             )
-            mine = of_images[[image for image, _ in group]]
-            memory = model.text.remember(mine, queries=len(packed.ids) / len(mine))
-            found = model.match_logits(packed, memory)[:, 1]
+            found = filter_.match_logits(packed, of_images[[image for image, _ in group]])
             logits[done : done + len(found)] = found
             done += len(found)
     return logits.cpu()

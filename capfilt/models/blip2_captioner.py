@@ -52,10 +52,10 @@ class Blip2Captioner:
         self.pixels = PixelSpec(size=model.config.image.image_size)
         self._config = config
         self._seed = seed
-        self._tokens = LanguageTokens(tokenizer, language, identity.source)
+        self.tokens = LanguageTokens(tokenizer, language, identity.source)
         prompt = PROMPTS[BLIP2_CAPTIONER] if config.prompt is None else config.prompt
-        self._prompt = self._tokens.prompt(prompt)
-        start = self._tokens.decoder_start
+        self._prompt = self.tokens.prompt(prompt)
+        start = self.tokens.decoder_start
         self._lead = self._prompt if start is None else [start]
         if len(self._lead) >= config.max_length:
             raise ModelError(
@@ -76,11 +76,11 @@ class Blip2Captioner:
         if not pixels:
             return []
         visual = self.model(stack_on(pixels, self.model.vit.class_token.device))
-        start = self._tokens.decoder_start
-        session = LanguageSession(self.language, visual, self._prompt, start)
+        start = self.tokens.decoder_start
+        session = LanguageSession(self.language, visual, [self._prompt], start)
         captions = decode(
-            session, self._lead, self._tokens.end, self._config, seed=self._seed, keys=keys
+            session, self._lead, self.tokens.end, self._config, seed=self._seed, keys=keys
         )
         return [
-            tuple(self._tokens.decode(self._lead, ids) for ids in of_image) for of_image in captions
+            tuple(self.tokens.decode(self._lead, ids) for ids in of_image) for of_image in captions
         ]

@@ -75,12 +75,30 @@ class Blip2Filter:
         scores = iter([Score(*pair) for pair in zip(match_probs, cosines, strict=True)])
         return [[next(scores) for _ in of_image] for of_image in texts]
 
-    def _pack(self, texts: Sequence[Sequence[str]], device: torch.device) -> PackedTexts:
-        config = self._config
-        flat = [normalise(text, max_words=config.max_words) for of in texts for text in of]
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts: normalised, `[CLS]` first, cut to `max_tokens`."""
+        seen = [normalise(text, max_words=self._config.max_words) for text in texts]
         # The tokenizer knows it as a placeholder of images, which has no embedding.
-        flat = [text.replace("<image>", "< image >") for text in flat]
-        ids = iter(self._vocabulary.encode(flat, max_tokens=config.max_tokens))
+        seen = [text.replace("<image>", "< image >") for text in seen]
+        return self._vocabulary.encode(seen, max_tokens=self._config.max_tokens)
+
+    def to_match(self, ids: Sequence[int]) -> list[int]:
+        """The same ones: see `capfilt.models.filter.Ranker`."""
+        return list(ids)
+
+    def image_embeddings(self, states: Tensor) -> Tensor:
+        """See `capfilt.models.filter.Ranker`: an image has one per query."""
+        memory = self.model.qformer.remember(states, queries=self.model.config.qformer.queries)
+        return self.model.image_embeddings(len(states), memory)
+
+    def match_logits(self, texts: PackedTexts, states: Tensor) -> Tensor:
+        """See `capfilt.models.filter.Ranker`."""
+        queries = self.model.config.qformer.queries * len(texts.first) / len(states)
+        memory = self.model.qformer.remember(states, queries=queries)
+        return self.model.match_logits(texts, memory)[:, 1]
+
+    def _pack(self, texts: Sequence[Sequence[str]], device: torch.device) -> PackedTexts:
+        ids = iter(self.tokens([text for of_image in texts for text in of_image]))
         return PackedTexts.of([[next(ids) for _ in of_image] for of_image in texts], device)
 
     def _match_probs(self, texts: PackedTexts, memory: ImageMemory) -> list[float]:

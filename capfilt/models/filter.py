@@ -10,6 +10,7 @@ from torch import Tensor
 
 from capfilt.config import ScoringConfig
 from capfilt.errors import ModelError
+from capfilt.models.blip2 import QueryMatchModel
 from capfilt.models.images import PixelSpec
 from capfilt.models.med import MatchModel, PackedTexts, SimilarityModel
 from capfilt.models.transfer import stack_on
@@ -34,6 +35,32 @@ class Filter(Protocol):
         Returns:
             Per image, per text, a score.
         """
+        ...
+
+
+class Ranker(Filter, Protocol):
+    """A filter with both scores, which says what they are made of: retrieval asks for the parts.
+
+    Shapes: N images, T image tokens, Dv image width, Q embeddings of an image, B texts, E width.
+    """
+
+    @property
+    def model(self) -> MatchModel | QueryMatchModel: ...
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as ITC sees them."""
+        ...
+
+    def to_match(self, ids: Sequence[int]) -> list[int]:
+        """A text's token ids as ITM sees them."""
+        ...
+
+    def image_embeddings(self, states: Tensor) -> Tensor:
+        """ITC embeddings [N, Q, E] of length 1, of which the best counts, of states [N, T, Dv]."""
+        ...
+
+    def match_logits(self, texts: PackedTexts, states: Tensor) -> Tensor:
+        """ITM's logits of "matched" [B], fp32, of texts and the states of their images."""
         ...
 
 
@@ -100,17 +127,27 @@ class MatchFilter:
         first = self._vocabulary.first_to_match if self._config.itm_token == "enc" else ids[0]
         return [first, *ids[1:]]
 
+    def image_embeddings(self, states: Tensor) -> Tensor:
+        """See `Ranker`: an image has one."""
+        return self.model.image_embeddings(states)[:, None]
+
+    def match_logits(self, texts: PackedTexts, states: Tensor) -> Tensor:
+        """See `Ranker`."""
+        return self._match_logits(texts, states)[:, 1]
+
     def _tokens(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         ids = iter(self.tokens([text for of_image in texts for text in of_image]))
         return [[next(ids) for _ in of_image] for of_image in texts]
 
     def _match_probs(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:
         ids = [[self.to_match(text) for text in of_image] for of_image in ids]
-        assert isinstance(self.model, MatchModel)  # `load_filter` sees to it
-        texts = PackedTexts.of(ids, states.device)
-        memory = self.model.text.remember(states, queries=len(texts.ids) / len(states))
-        logits = self.model.match_logits(texts, memory)
+        logits = self._match_logits(PackedTexts.of(ids, states.device), states)
         return logits.softmax(-1)[:, 1].tolist()
+
+    def _match_logits(self, texts: PackedTexts, states: Tensor) -> Tensor:
+        assert isinstance(self.model, MatchModel)  # `load_filter` sees to it
+        memory = self.model.text.remember(states, queries=len(texts.ids) / len(states))
+        return self.model.match_logits(texts, memory)
 
     def _similarities(self, states: Tensor, ids: list[list[list[int]]]) -> list[float]:
         texts = PackedTexts.of(ids, states.device)

@@ -171,11 +171,16 @@ def decode(
     *,
     seed: int,
     keys: Sequence[str],
+    length_penalty: float = 1.0,
 ) -> list[list[list[int]]]:
-    """Write captions from rows, one per image, that have read the prompt; see `generate`."""
+    """Write captions from rows, one per image, that have read the prompt; see `generate`.
+
+    Beams are compared by the sum of log-probabilities over the length to the power of
+    `length_penalty`.
+    """
     images = len(session.logits)
     if _is_beam(config):
-        return _beams(session, images, prompt, end, config)
+        return _beams(session, images, prompt, end, config, length_penalty)
     numbers = None
     if config.method == "nucleus":
         steps = config.max_length - len(prompt)
@@ -294,14 +299,20 @@ def _nucleus(scores: Tensor, width: int, config: CaptionConfig) -> tuple[Tensor,
 
 
 def _beams(
-    session: Rows, images: int, prompt: Sequence[int], end: int, config: CaptionConfig
+    session: Rows,
+    images: int,
+    prompt: Sequence[int],
+    end: int,
+    config: CaptionConfig,
+    length_penalty: float,
 ) -> list[list[list[int]]]:
     """Beam search with `num_beams` beams; gives the `per_image` best, best first.
 
-    A score is the sum of log-probabilities over the number of generated tokens. An image is done
-    when its best running beam, at its present length, scores no more than its worst finished one.
+    A score is the sum of log-probabilities over the number of generated tokens to the power of
+    `length_penalty`. An image is done when its best running beam, at its present length, scores no
+    more than its worst finished one.
 
-    Source: transformers' `_beam_search` with length_penalty 1 and early_stopping False.
+    Source: transformers' `_beam_search` with early_stopping False.
 
     Shapes: I images still searched, K beams, 2K candidates.
     """
@@ -325,7 +336,8 @@ def _beams(
 
         finishes = ends.clone()
         finishes[:, beams:] = False  # the others are there to keep K beams running
-        finish_scores = top / (length - start) + ~finishes * _NEVER
+        share = (length - start) ** length_penalty
+        finish_scores = top / share + ~finishes * _NEVER
         best_scores, order = torch.cat([best_scores, finish_scores], dim=1).topk(beams)
         padded = torch.full((*candidates.shape[:2], config.max_length), end, device=device)
         padded[:, :, :length] = candidates
@@ -335,7 +347,7 @@ def _beams(
         running_scores, order = (top + ends * _NEVER).topk(beams)
         running, beam = _take(candidates, order), beam.gather(1, order)
         worst = torch.where(is_finished, best_scores.amin(1, keepdim=True), _NEVER)
-        hopeful = (running_scores[:, :1] / (length - start) > worst).any(1)
+        hopeful = (running_scores[:, :1] / share > worst).any(1)
         going = [] if length == config.max_length else _true(hopeful)
         if len(going) < len(searched):
             done = sorted(set(range(len(searched))) - set(going))

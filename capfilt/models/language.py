@@ -80,14 +80,18 @@ class LanguageSession:
     """Rows of one batch under decoding; see `capfilt.models.generation.Rows`."""
 
     def __init__(
-        self, model: Any, visual: Tensor, prompt: Sequence[int], decoder_start: int | None
+        self,
+        model: Any,
+        visual: Tensor,
+        prompts: Sequence[Sequence[int]],
+        decoder_start: int | None,
     ) -> None:
         """Run the prompts, once per image.
 
         Args:
             model: transformers' causal or sequence-to-sequence language model.
             visual: [N, Q, W].
-            prompt: Token ids [L].
+            prompts: Token ids [N, L], or [1, L] for all images.
             decoder_start: First token of an encoder-decoder's decoder; None for a decoder.
         """
         self.logits: Tensor  # [A, V], of each row's next token
@@ -95,8 +99,9 @@ class LanguageSession:
         self._model = model
         self._ids = "input_ids" if decoder_start is None else "decoder_input_ids"
         device = visual.device
-        words = model.get_input_embeddings()(tensor_on(list(prompt), device))
-        states = torch.cat([visual, words.expand(len(visual), -1, -1).to(visual.dtype)], dim=1)
+        ids = tensor_on([list(prompt) for prompt in prompts], device)
+        words = model.get_input_embeddings()(ids).to(visual.dtype)
+        states = torch.cat([visual, words.expand(len(visual), -1, -1)], dim=1)
         inputs: dict[str, Any]
         if decoder_start is None:
             inputs = {"inputs_embeds": states, "logits_to_keep": 1}

@@ -121,7 +121,7 @@ def test_logits_are_those_of_transformers(
     rows = [0, 1, 1]
     start = 0 if kind == "t5" else None
     prompt = inputs(folder, images)["input_ids"][0, QUERIES:].tolist()
-    session = LanguageSession(captioner.language, captioner.model(images), prompt, start)
+    session = LanguageSession(captioner.language, captioner.model(images), [prompt], start)
     first = session.logits
     session.select(rows)
     found = [session.logits]
