@@ -13,31 +13,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from capfilt import catalog
 from capfilt.bootstrap.config import BootstrapConfig
 from capfilt.bootstrap.material import Material
 from capfilt.demo.checker import is_true
 from capfilt.demo.dataset import read_truth
 from capfilt.demo.scene import Scene
 from capfilt.demo.world import Picture
-from capfilt.errors import ModelError
 from capfilt.evaluate.captions import evaluate_captions
 from capfilt.evaluate.filter_quality import score_pairs
 from capfilt.evaluate.labels import Curve
 from capfilt.evaluate.pairs import Captioned, read_captioned, read_labelled
 from capfilt.evaluate.pictures import Pictures
-from capfilt.evaluate.retrieval import evaluate_retrieval
+from capfilt.evaluate.retrieval import Retrieval
 from capfilt.io import files, outputs
 from capfilt.io.commits import list_commits
 from capfilt.io.ledger import read_ledger
 from capfilt.io.publish import write_bytes
 from capfilt.models.checkpoint import Role, inspect
-from capfilt.models.filter import MatchFilter
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import Source, Verdict
 from capfilt.run.manifest import Manifest
 from capfilt.schema import to_dict
 
 Values = dict[str, float]
+
+_OF_TEXTS = ("itm_token", "max_tokens", "max_words")  # what `run.scoring` says of a text
 
 
 class Figures:
@@ -68,10 +69,14 @@ class Figures:
         k_test = self._config.evaluate.k_test
 
         def measure() -> Values:
-            filter_ = load_filter(str(folder), self._config.run.scoring)
-            if not isinstance(filter_, MatchFilter):
-                raise ModelError(f"{folder}: retrieval needs an ITM head")
-            found = evaluate_retrieval(filter_, self._captioned, self._pictures, k_test=k_test)
+            scoring = to_dict(self._config.run.scoring)
+            found: Retrieval = catalog.stage("evaluate")["retrieval"](
+                str(folder),
+                self._material.evaluation,
+                self._material.evaluation_images,
+                k_test=k_test,
+                overrides=[f"scoring.{key}={scoring[key]}" for key in _OF_TEXTS],
+            )
             ranking = found.itm or found.itc
             return {"tr_r1": ranking.image_to_text.r1, "ir_r1": ranking.text_to_image.r1}
 
