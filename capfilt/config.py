@@ -138,11 +138,17 @@ class ComputeConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     decode_threads: int = 0  # image decoding threads per worker; 0: from the cores at hand
     max_attempts: int = 3  # per shard, before it is recorded as failed
+    checkpoint_every: int = 2000  # images after which what a shard has is put aside; 0: never
+    read_timeout_s: float = 600.0  # a shard of which nothing has come for so long has failed
+    memory_limit_gb: float = 0.0  # 10^9 bytes, of each worker's own process; 0: none
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 0, "batch_size must be 0 (automatic) or more")
         check(self.decode_threads >= 0, "decode_threads must be 0 (automatic) or more")
         check(self.max_attempts >= 1, f"max_attempts must be at least 1, is {self.max_attempts}")
+        check(self.checkpoint_every >= 0, "checkpoint_every must be 0 (never) or more")
+        check(self.read_timeout_s > 0, "read_timeout_s must be above 0")
+        check(self.memory_limit_gb >= 0, "memory_limit_gb must be 0 (none) or more")
 
 
 @dataclass(frozen=True)

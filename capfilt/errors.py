@@ -3,6 +3,7 @@
     CapfiltError          one line: what, where, what to do
     ├── ConfigError       a config, an option or a combination of them is wrong (exit 2)
     ├── InputError        an input, a shard or a sample cannot be read
+    │   └── StalledError  nothing has come of an input for too long
     ├── ModelError        a checkpoint is missing, of another class, or unsafe to load (exit 2)
     ├── CommitError       an output disagrees with what its commit says
     └── TrainingError     a training cannot go on: a loss is not finite, memory is short (exit 1)
@@ -22,6 +23,10 @@ class ConfigError(CapfiltError):
 
 class InputError(CapfiltError):
     """An input, a shard or a sample cannot be read."""
+
+
+class StalledError(InputError):
+    """Nothing has come of an input for too long: its reader or decoder hangs."""
 
 
 class ModelError(CapfiltError):

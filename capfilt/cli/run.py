@@ -58,6 +58,9 @@ def run(
     gpus_per_worker: Annotated[
         float | None, typer.Option(help="Fractions allowed; 0 uses CPUs. Default: 1 if any.")
     ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GB", help="Of each worker's own process, on CPUs.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster; default: start Ray on this machine.")
     ] = None,
@@ -89,6 +92,7 @@ def run(
             "filter": filter_,
             "output.format": format_,
             "output.images": False if no_images else None,
+            "compute.memory_limit_gb": memory_limit,
         },
         overrides=overrides or (),
     )

@@ -254,6 +254,18 @@ def remove(url: str) -> None:
             return
 
 
+def remove_folder(url: str) -> None:
+    """Remove an empty local folder; stores have none. No error when it is not there or not empty.
+
+    Raises:
+        CommitError: It cannot be removed.
+    """
+    path = local_path(url)
+    with storage_errors(url, CommitError):
+        if path is not None and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
 def resolve(url: str) -> tuple[Any, str]:
     """The file system and the path on it. No listing cache: it would show a resume old files."""
     try:

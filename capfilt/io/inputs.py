@@ -65,6 +65,21 @@ def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
     return Inputs(tuple(shards.values()), tuple(unfinished))
 
 
+def check_unchanged(shard: InputShard) -> None:
+    """Look whether a shard that was read is still the one that was listed.
+
+    Raises:
+        InputError: It is not, so what was read may be of neither.
+    """
+    if shard.form is Form.FILES:
+        version = Folder.at(shard.url).as_entry("").version
+    else:
+        entry = files.info(shard.url)
+        version = entry.version if entry else "gone"
+    if version and not shard.version.startswith(version):  # of PAIRS it goes on with its images'
+        raise InputError(f"{shard.url}: has changed since this run began; the next run takes it")
+
+
 def human_shards(
     url: str, images: str | None = None, *, per_shard: int = IMAGES_PER_SHARD
 ) -> tuple[InputShard, ...]:

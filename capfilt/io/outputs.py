@@ -4,6 +4,7 @@ data/<id>.tar or .parquet    the data shard
 ledger/<id>.parquet          every text of it with its scores and verdict
 commits/<id>.json            written last: what has no commit does not exist
 failures/<id>.json           the shards that were given up
+partial/<id>/...             of shards under way: what became of their first samples
 manifest.json                what the run was
 """
 
@@ -13,8 +14,9 @@ from capfilt.config import OutputConfig
 
 COMMITS = "commits"
 FAILURES = "failures"
+PARTIAL = "partial"
 MANIFEST = "manifest.json"
-FOLDERS = ("data", "ledger", COMMITS, FAILURES)
+FOLDERS = ("data", "ledger", COMMITS, FAILURES, PARTIAL)
 
 _ENDINGS = {"webdataset": "tar", "parquet": "parquet"}
 
@@ -36,6 +38,11 @@ def ledger_path(shard_id: str) -> str:
 def commit_path(shard_id: str) -> str:
     """Of a shard's commit."""
     return f"{COMMITS}/{shard_id}.json"
+
+
+def partial_path(shard_id: str) -> str:
+    """Of the folder of what is known before a shard's commit."""
+    return f"{PARTIAL}/{shard_id}"
 
 
 def failure_path(shard_id: str) -> str:

@@ -53,7 +53,7 @@ def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterato
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would remember every member
             if member.size < 0:
-                raise tarfile.InvalidHeaderError(f"{member.size} bytes of {member.name!a}")
+                raise tarfile.HeaderError(f"{member.size} bytes of {member.name!a}")
             if not member.isfile() or member.issparse():
                 continue
             parts = split_name(member.name)
@@ -88,10 +88,10 @@ class _Stream(io.RawIOBase):
         """The next bytes, fewer only at the end of the file; tarfile reads its headers by it.
 
         Raises:
-            tarfile.InvalidHeaderError: A header says that it is longer than any name.
+            tarfile.HeaderError: A header says that it is longer than any name.
         """
         if not 0 <= size <= _HEADER_BYTES:
-            raise tarfile.InvalidHeaderError(f"a header of {size} bytes")
+            raise tarfile.HeaderError(f"a header of {size} bytes")
         return self._read(size)
 
     def _read(self, size: int) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from capfilt.config import RunConfig, SelectionConfig
 from capfilt.models.images import PixelSpec
 from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Score, Source, Text, Verdict
+from capfilt.run.fitting import Fitting
 from capfilt.selection import judge
 from capfilt.text import normalise
 
@@ -41,11 +42,12 @@ class Filter(Protocol):
 class Decoded:
     """A sample and what the models see of its image, uint8 [3, size, size] for each need.
 
-    `pixels` is empty when the sample has failed.
+    `pixels` is empty when the sample has failed, or when an earlier try has judged it.
     """
 
     sample: Sample
     pixels: Mapping[PixelSpec, torch.Tensor]
+    judged: Annotated | None = None
 
 
 class Annotator:
@@ -57,6 +59,7 @@ class Annotator:
         self.captioner = captioner
         self.filter = filter_
         self.specs = tuple({model.pixels for model in (captioner, filter_) if model is not None})
+        self._fitting = Fitting()
         self._rule = config.selection
         self._max_words = config.scoring.max_words
 
@@ -65,20 +68,30 @@ class Annotator:
 
         Human captions pass: they are neither filtered nor joined by synthetic ones.
         """
-        good = [decoded for decoded in batch if decoded.sample.problem is None]
-        texts = [[self._check(text) for text in decoded.sample.texts] for decoded in good]
-        rule = SelectionConfig(min_match_prob=None)
-        if good and source is not Source.HUMAN:
-            rule = self._rule
-            self._caption(good, texts)
-            self._score(good, texts)
-        judged = iter(judge(of_image, rule) for of_image in texts)
+        is_human = source is Source.HUMAN
+        rule = SelectionConfig(min_match_prob=None) if is_human else self._rule
+        describe = self._web_texts if is_human else self._described
+        good = [d for d in batch if d.judged is None and d.sample.problem is None]
+        texts = iter(self._fitting.in_parts(describe, good))
         return [
-            _failed(decoded.sample)
-            if decoded.sample.problem is not None
-            else _judged(decoded.sample, *next(judged))
+            decoded.judged
+            or (
+                _failed(decoded.sample)
+                if decoded.sample.problem is not None
+                else _judged(decoded.sample, *judge(next(texts), rule))
+            )
             for decoded in batch
         ]
+
+    def _web_texts(self, good: Sequence[Decoded]) -> list[list[Text]]:
+        return [[self._check(text) for text in decoded.sample.texts] for decoded in good]
+
+    def _described(self, good: Sequence[Decoded]) -> list[list[Text]]:
+        """The texts of images that fit into memory together, captions among them, scored."""
+        texts = self._web_texts(good)
+        self._caption(good, texts)
+        self._score(good, texts)
+        return texts
 
     def _caption(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:
         if self.captioner is None:

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from capfilt.cluster import Resources
-from capfilt.errors import CapfiltError, ConfigError
+from capfilt.errors import CapfiltError, ConfigError, StalledError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit
 from capfilt.run.engine import Done, GaveUp, Outcome, Work, settle
@@ -175,7 +175,10 @@ class ClusterEngine:
             error = raised.cause if isinstance(raised.cause, Exception) else raised
             if call is slot.loading:
                 raise error from None
-            return self._settle(slot.running.pop(call), error)
+            work = slot.running.pop(call)
+            if isinstance(error, StalledError):
+                self._give_up(slot)
+            return self._settle(work, error)
         except RayActorError as died:
             return self._replace(slot, died)
         if call is slot.loading:
@@ -209,6 +212,13 @@ class ClusterEngine:
             return self._settle(replace(lost[0], suspect=True), WorkerDiedError(lost[0].shard.id))
         self._suspects.extend(replace(work, suspect=True) for work in lost)
         return None
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Replace a worker in which a thread hangs; the other shard that it holds has no blame."""
+        log.warning("a worker hangs and is replaced")
+        ray.kill(slot.actor)
+        self._slots[self._slots.index(slot)] = self._start()
+        self._queue.extendleft(slot.running.values())
 
     def _say_if_waiting(self) -> None:
         """Name the reason once when no worker gets a place: others may hold the cluster."""

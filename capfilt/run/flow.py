@@ -41,13 +41,20 @@ def in_order(
 
 
 @contextmanager
-def ahead(items: Iterable[Item], *, depth: int) -> Iterator[Iterator[Item]]:
+def ahead(
+    items: Iterable[Item], *, depth: int, timeout_s: float | None = None
+) -> Iterator[Iterator[Item]]:
     """Run an iterable in a thread of its own, at most `depth` items ahead of its consumer.
 
     An exception of the iterable is raised at the consumer; leaving the context stops the thread.
+
+    Raises:
+        TimeoutError: At the consumer, which has waited `timeout_s` for an item. The thread is left
+            to itself.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
+    hangs = threading.Event()
 
     def put(item: Any, error: BaseException | None = None) -> bool:
         while not stop.is_set():
@@ -69,7 +76,11 @@ def ahead(items: Iterable[Item], *, depth: int) -> Iterator[Iterator[Item]]:
 
     def consume() -> Iterator[Item]:
         while True:
-            item, error = ready.get()
+            try:
+                item, error = ready.get(timeout=timeout_s)
+            except queue.Empty:
+                hangs.set()
+                raise TimeoutError from None
             if error is not None:
                 raise error
             if item is _END:
@@ -82,4 +93,5 @@ def ahead(items: Iterable[Item], *, depth: int) -> Iterator[Iterator[Item]]:
         yield consume()
     finally:
         stop.set()
-        thread.join()
+        if not hangs.is_set():
+            thread.join()
