@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2  # shards per worker: one in the models, one being read or published
 PATIENCE_S = 60.0  # before a person is told that no worker has started
-MAX_FAILED_STARTS = 3  # workers in a row that die before their models are loaded
+# Workers in a row that die before their models are loaded; more where some have loaded them, since
+# then it is not the models that do not fit but the machines that are taken away.
+MAX_FAILED_STARTS, MAX_TAKEN_AWAY = 3, 30
 
 LoadWorker = Callable[[Task, int], "Worker"]  # by task and CPU cores
 
@@ -106,6 +108,7 @@ class ClusterEngine:
         self._queue: deque[Work] = deque()
         self._suspects: deque[Work] = deque()  # go to a worker that holds nothing else
         self._failed_starts = 0
+        self._most_failed_starts = MAX_FAILED_STARTS
         self._polled_at = 0.0
         self._waiting_since: float | None = None
         self.workers = needs.workers
@@ -183,6 +186,7 @@ class ClusterEngine:
             return self._replace(slot, died)
         if call is slot.loading:
             slot.loading, self._failed_starts = None, 0
+            self._most_failed_starts = MAX_TAKEN_AWAY
             return None
         del slot.running[call]
         slot.in_flight = Tally()  # counted by its commit now; the next poll has the rest
@@ -201,9 +205,9 @@ class ClusterEngine:
         ray.kill(slot.actor)  # it may only be unreachable
         if slot.loading is not None:
             self._failed_starts += 1
-            if self._failed_starts == MAX_FAILED_STARTS:
+            if self._failed_starts == self._most_failed_starts:
                 raise CapfiltError(
-                    f"{MAX_FAILED_STARTS} workers in a row died while loading their models; "
+                    f"{self._failed_starts} workers in a row died while loading their models; "
                     "is there memory enough for them? (the reason is in Ray's logs)"
                 )
         self._slots[self._slots.index(slot)] = self._start()
