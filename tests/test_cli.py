@@ -159,7 +159,7 @@ def test_cli_train_lists_the_stages_at_once() -> None:
     done = capfilt("train", "--list")
     assert time.monotonic() - started < 5  # no stage is run, so no torch
     assert done.returncode == 0
-    assert done.stdout.splitlines()[2].startswith("blip_pretrain ")
+    assert done.stdout.splitlines()[5].startswith("blip_pretrain ")
 
 
 def test_cli_train_shows_a_config_that_it_takes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from capfilt.train.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| (?:`(.+?)`)? ?\|", re.MULTILINE)
+TABLE_ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|$", re.MULTILINE)
 TRAINING_ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|", re.MULTILINE)
 
 
@@ -58,6 +59,21 @@ def test_training_page_has_every_key_with_its_defaults() -> None:
             for key, value in tree[section].items()
         }
         assert {row[0]: json.loads(row[column]) for row in rows} == expected, name
+
+
+def test_blip2_page_has_the_defaults_of_its_stages() -> None:
+    rows = TABLE_ROW.findall((ROOT / "docs/blip2.md").read_text())
+    assert len(rows) == 12
+    for column, name in enumerate(
+        ("blip2_stage1", "blip2_stage2", "blip2_finetune_captioner"), start=1
+    ):
+        config = Stage.load(name).config
+        for row in rows:
+            value: Any = config
+            for part in row[0].split("."):
+                value = getattr(value, part)
+            found = json.loads(row[column])
+            assert found == (list(value) if isinstance(value, tuple) else value), (name, row[0])
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/fidelity.md", "docs/architecture.md"])

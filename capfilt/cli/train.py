@@ -39,6 +39,10 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray: a cluster; default: start Ray on this machine.")
     ] = None,
+    cache_features: Annotated[
+        Path | None,
+        typer.Option(help="BLIP-2: folder for what the frozen image encoder makes of images."),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(help="bootstrap: further ones begin with the model that was bootstrapped."),
@@ -73,9 +77,14 @@ def train(
         raise ConfigError(f"--rounds is for bootstrap; {stage} has loop.epochs and loop.steps")
     from capfilt.train.stage import Stage
 
+    more = []
+    if cache_features is not None:
+        more = [f"cache_features={cache_features}", "data.augment.fixed=true"]
     found = Stage.load(stage)
     resolved = found.resolve(
-        yaml_text=read_config(config), yaml_name=str(config), overrides=overrides or ()
+        yaml_text=read_config(config),
+        yaml_name=str(config),
+        overrides=[*(overrides or ()), *more],
     )
     if show:
         _show(resolved, as_json=as_json)
