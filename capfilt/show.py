@@ -6,17 +6,19 @@ import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Table
 
 from capfilt.duration import duration
 from capfilt.ingest import Ingested
 from capfilt.record import Source, Verdict
+from capfilt.report.diff import Change, Difference
 from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.select.select import Forecast
 from capfilt.tally import Tally
+from capfilt.text import printable
 
 if TYPE_CHECKING:  # it brings torch
     from capfilt.train.training import Summary as Trained
@@ -30,6 +32,11 @@ if TYPE_CHECKING:  # they bring torch, which the other commands do without
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
 PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
+
+
+def escape(text: str) -> str:
+    """A stranger's words: neither rich's markup in them is obeyed nor the terminal's."""
+    return without_markup(printable(text))
 
 
 def summary_text(summary: Summary) -> RenderableType:
@@ -87,6 +94,32 @@ def forecast_text(found: Forecast) -> RenderableType:
             if name in counts:
                 table.add_row(title, "", f"{name}: {counts[name]}")
     return Group(escape(found.origin), table)
+
+
+def difference_text(found: Difference) -> RenderableType:
+    """Counts by source, then a few texts of each kind."""
+    kinds = list(dict.fromkeys(kind for _, kind in found.counts))
+    table = _figures("", *kinds)
+    for source in dict.fromkeys(source for source, _ in sorted(found.counts)):
+        table.add_row(source, *(f"{found.counts[source, kind]:,}" for kind in kinds))
+    lines = [f"A {found.a}", f"B {found.b}", *(f"changed {line}" for line in found.config)]
+    for name, only in (("A", found.only_a), ("B", found.only_b)):
+        if only:
+            lines.append(f"{len(only):,} shards of {name} alone, e.g. {only[0]}")
+    samples = [f"{kind}: {_told(change)}" for kind, of in found.samples.items() for change in of]
+    return Group(*map(escape, lines), table, *map(escape, samples))
+
+
+def _told(change: Change) -> str:
+    """A text on one line, with its scores under A and B where they differ."""
+    texts = dict.fromkeys(" ".join(text.split()) for text in change.text if text is not None)
+    parts = [f"{change.shard} {change.key} {change.source}", " -> ".join(map(repr, texts))]
+    for name in ("match_prob", "similarity"):
+        scores = [f"{score:.3f}" for score in getattr(change, name) if score is not None]
+        if scores:
+            parts.append(f"{name} {' -> '.join(dict.fromkeys(scores))}")
+    parts += [f"{side}: {why}" for side, why in zip("AB", change.reason, strict=True) if why]
+    return ", ".join(parts)
 
 
 def trained_text(summary: Trained) -> RenderableType:

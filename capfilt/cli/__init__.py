@@ -13,10 +13,11 @@ from capfilt.cli.app import app, speaker
 
 # Commands stand in `capfilt --help` in this order.
 # isort: off
-from capfilt.cli import run, report, select, ingest, train, evaluate, convert, demo  # noqa: F401
+from capfilt.cli import run, report, select, diff, export, ingest, train, evaluate, convert, demo  # noqa: F401
 
 # isort: on
 from capfilt.errors import CapfiltError, TrainingError
+from capfilt.text import printable
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
 
@@ -28,14 +29,14 @@ def main() -> None:
     except CapfiltError as error:
         if _debugging():
             raise
-        print(f"capfilt: {speaker()}{error}", file=sys.stderr)
+        print(printable(f"capfilt: {speaker()}{error}"), file=sys.stderr)
         sys.exit(1 if isinstance(error, TrainingError) else 2)
     except Exception as error:
         if _debugging():
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print(
-            f"capfilt: {speaker()}unexpected {what} (capfilt --debug ... shows where)",
+            printable(f"capfilt: {speaker()}unexpected {what} (capfilt --debug ... shows where)"),
             file=sys.stderr,
         )
         sys.exit(2)

@@ -179,9 +179,10 @@ class TarWriter:
         members["txt"] = text.encode()
         members["json"] = output_json(annotated).encode()
         for ext in sorted(members):
-            self._add(f"{tar_key(sample.key)}.{ext}", members[ext])
+            self.add(f"{tar_key(sample.key)}.{ext}", members[ext])
 
-    def _add(self, name: str, data: bytes) -> None:
+    def add(self, name: str, data: bytes) -> None:
+        """Add a member by itself."""
         member = tarfile.TarInfo(name)
         member.size = len(data)
         member.mtime = 0  # an int: a float would be written as an extra header

@@ -7,17 +7,18 @@ than `MOST_TEXTS` different ones a fair share is counted (see `Wordings`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from capfilt.cut import SOURCES, Mask, Rows, ScoreName
 from capfilt.io.ledger import read_ledger_columns
 from capfilt.record import Source
-from capfilt.report.wordings import Wordings
+from capfilt.report.wordings import Wordings, find_texts
 from capfilt.select.origin import Origin
 from capfilt.select.rows import COLUMNS, rows_of, tally_of
 from capfilt.select.survey import each
@@ -27,6 +28,7 @@ from capfilt.tally import Tally
 BINS = 50  # of a histogram of scores
 RANGES: Mapping[ScoreName, tuple[float, float]] = {"match_prob": (0, 1), "similarity": (-1, 1)}
 THRESHOLDS = 101  # places of the curve
+SAMPLED_CAPTIONS = 100_000  # for phrases
 MOST_WORDS = 40  # longer texts count as this long
 
 Counts = npt.NDArray[np.int64]
@@ -45,18 +47,21 @@ class Figures:
     words: Counts = field(default_factory=lambda: _zeros(MOST_WORDS + 1))
     repeating: Counts = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
     wordings: dict[Source, Wordings] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)  # a bounded sample of synthetic ones
 
     def thresholds(self) -> npt.NDArray[np.float64]:
         """The places of the curve."""
         return np.linspace(*RANGES[self.by], THRESHOLDS).round(4)
 
-    def add(self, rows: Rows, texts: Any) -> None:
-        """Count a shard."""
+    def add(self, rows: Rows, texts: Any, *, every: int) -> None:
+        """Count a shard; take each so manieth synthetic caption into the sample."""
         self.tally.merge(tally_of(rows))
         for name in RANGES:
             self._add_scores(rows, name)
         self._add_curve(rows)
         seen = ~rows.failed & np.asarray(texts.is_valid())
+        [captions] = np.nonzero(seen & (rows.source == SOURCES.index(Source.SYNTHETIC)))
+        self.captions += texts.take(pa.array(captions[::every])).to_pylist()
         words, again = np.minimum(count_words(texts), MOST_WORDS), repeats(texts)
         for code, source in enumerate(SOURCES):
             mine = seen & (rows.source == code)
@@ -73,6 +78,7 @@ class Figures:
             self.scores[name] = self.scores.get(name, 0) + counts
         for part in ("at_least", "images_at_least", "scored", "words", "repeating"):
             setattr(self, part, getattr(self, part) + getattr(other, part))
+        self.captions += other.captions
         for source, wordings in other.wordings.items():
             self.wordings.setdefault(source, Wordings()).merge(wordings)
 
@@ -104,13 +110,15 @@ def figures_of(origin: Origin, by: ScoreName) -> Figures:
     Raises:
         InputError: A ledger cannot be read.
     """
+    counts = (commit.counts["texts"].get("synthetic", {}) for commit in origin.commits.values())
+    every = max(1, -(-sum(sum(of.values()) for of in counts) // SAMPLED_CAPTIONS))
 
     def of_shard(shard_id: str) -> Figures:
         url = origin.ledger_url(shard_id)
         table = read_ledger_columns(url, [*COLUMNS, "text"])
         figures = Figures(by)
         if table.num_rows:
-            figures.add(rows_of(table, url), table["text"].chunk(0))
+            figures.add(rows_of(table, url), table["text"].chunk(0), every=every)
         return figures
 
     total = Figures(by)
@@ -119,23 +127,27 @@ def figures_of(origin: Origin, by: ScoreName) -> Figures:
     return total
 
 
-def frequent_phrases(origin: Origin, source: Source, n: int, *, texts: int) -> Counter[str]:
-    """How many of a bounded sample of texts have each run of `n` words.
-
-    The sample takes the same share of every shard's texts, evenly spaced.
-    """
-    total = sum(
-        sum(commit.counts["texts"].get(str(source), {}).values())
-        for commit in origin.commits.values()
-    )
-    step = max(1, -(-total // texts))
+def frequent_phrases(captions: Sequence[str], n: int) -> Counter[str]:
+    """How many of some captions have each run of `n` words."""
     found: Counter[str] = Counter()
-    for shard_id in origin.commits:
-        table = read_ledger_columns(origin.ledger_url(shard_id), ["source", "text"])
-        mine = np.array(table["source"].to_pylist()) == str(source)
-        for text in table["text"].take(np.nonzero(mine)[0][::step]).to_pylist():
-            words = (text or "").lower().split()
-            found.update({" ".join(words[i : i + n]) for i in range(len(words) - n + 1)})
+    for caption in captions:
+        words = caption.lower().split()
+        found.update({" ".join(words[i : i + n]) for i in range(len(words) - n + 1)})
+    return found
+
+
+def texts_of(origin: Origin, wanted: Collection[int]) -> dict[int, str]:
+    """The texts of some hashes (`Wordings.most_frequent`); looks no further than it must."""
+
+    def of_shard(shard_id: str) -> dict[int, str]:
+        return find_texts(origin.texts(shard_id).to_pylist(), wanted)
+
+    found: dict[int, str] = {}
+    if wanted:
+        for texts in each(origin.commits, of_shard):
+            found.update(texts)
+            if len(found) == len(set(wanted)):
+                break
     return found
 
 
@@ -144,6 +156,4 @@ def _zeros(width: int) -> Counts:
 
 
 def _arrow(mask: Mask) -> Any:
-    import pyarrow as pa
-
     return pa.array(mask)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow.compute as pc
 
 from capfilt.config import PRESETS
 from capfilt.cut import ScoreName
@@ -14,18 +11,16 @@ from capfilt.errors import ConfigError
 from capfilt.io import files, publish
 from capfilt.record import Source, Verdict
 from capfilt.report import page
-from capfilt.report.figures import Figures, figures_of, frequent_phrases
+from capfilt.report.figures import Figures, figures_of, frequent_phrases, texts_of
 from capfilt.report.page import Ranking, Rows, percent
 from capfilt.report.sheets import make_sheets
 from capfilt.report.speed import Speed, speed_of
-from capfilt.report.wordings import find_texts
 from capfilt.run.manifest import Manifest
 from capfilt.select.origin import CUT_OF, Origin
 
 FILE = "report.html"
 FREQUENT = 15  # captions and phrases of each kind
 PHRASES = (2, 4)  # words
-SAMPLED_TEXTS = 100_000  # for phrases
 
 
 @dataclass(frozen=True)
@@ -191,24 +186,23 @@ def _sampled(figures: Figures) -> str:
 
 
 def _frequent(origin: Origin, figures: Figures) -> list[Ranking]:
+    best = {s: figures.wordings[s].most_frequent(FREQUENT) for s in sorted(figures.wordings)}
+    texts = texts_of(origin, {key for counts in best.values() for key in counts})
     found = []
-    for source in sorted(figures.wordings):
-        wanted = figures.wordings[source].most_frequent(FREQUENT)
-        columns = (
-            table["text"].filter(pc.equal(table["source"], str(source))).to_pylist()
-            for table in origin.tables(("source", "text"))
-        )
-        texts = find_texts(columns, wanted)
+    for source, counts in best.items():
         title = page.source_title(source)
-        rows: Rows = [(text, f"{count:,}") for text, count in texts.items()]
-        found.append(Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "texts", rows))
+        rows = sorted(((texts[key], n) for key, n in counts.items()), key=lambda r: (-r[1], r[0]))
+        shown: Rows = [(text, f"{count:,}") for text, count in rows]
+        found.append(
+            Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "texts", shown)
+        )
     if Source.SYNTHETIC in figures.wordings:
-        found += [_phrases(origin, n) for n in PHRASES]
+        found += [_phrases(figures, n) for n in PHRASES]
     return found
 
 
-def _phrases(origin: Origin, n: int) -> Ranking:
-    counts: Counter[str] = frequent_phrases(origin, Source.SYNTHETIC, n, texts=SAMPLED_TEXTS)
+def _phrases(figures: Figures, n: int) -> Ranking:
+    counts = frequent_phrases(figures.captions, n)
     best = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:FREQUENT]
     return Ranking(
         f"phrases-{n}",
@@ -216,5 +210,5 @@ def _phrases(origin: Origin, n: int) -> Ranking:
         "words",
         "captions",
         [(phrase, f"{count:,}") for phrase, count in best if count > 1],
-        f"In a sample of at most {SAMPLED_TEXTS:,} captions.",
+        f"In a sample of {len(figures.captions):,} captions.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,15 +94,7 @@ class Wordings:
             self._take(hashes, counts)
 
 
-def find_texts(columns: Iterable[Sequence[str | None]], wanted: dict[int, int]) -> dict[str, int]:
-    """The texts of some hashes, with their counts; looks no further than it must."""
-    found: dict[str, int] = {}
-    left = set(wanted)
-    parts = iter(columns)
-    while left and (texts := next(parts, None)) is not None:
-        for text in texts:
-            key = hash(text)
-            if key in left and text is not None:
-                left.discard(key)
-                found[text] = wanted[key]
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+def find_texts(texts: Iterable[str | None], wanted: Collection[int]) -> dict[int, str]:
+    """The texts that have some hashes, by hash."""
+    hashes = set(wanted)
+    return {hash(text): text for text in texts if hash(text) in hashes and text is not None}

@@ -6,23 +6,21 @@ Images are copied as they are, a local tar's as ranges of bytes (`capfilt.select
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from capfilt.config import OutputConfig
-from capfilt.cut import REASONS, SOURCES, Mask, Rows
+from capfilt.cut import REASONS, Mask, Rows
 from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
-from capfilt.io.ledger import read_ledger_columns, rewrite_ledger
+from capfilt.io.ledger import rewrite_ledger
 from capfilt.io.writer import open_writer
-from capfilt.record import Annotated, Sample, Score, Text, Verdict
+from capfilt.record import Verdict
 from capfilt.select.rows import tally_of
 from capfilt.select.splice import NotPlainError, splice
 from capfilt.select.survey import Survey
+from capfilt.select.texts import ShardTexts
 from capfilt.shard import Form, InputShard
 
 
@@ -82,7 +80,7 @@ class Cutter:
 
     def _write_data(self, shard: InputShard, rows: Rows, data: publish.Publication) -> None:
         origin = self.survey.origin
-        texts = _Texts.read(self.survey, shard.id, rows)
+        texts = ShardTexts.read(origin, shard.id, rows, self.survey.ranked_by)
         before, kept = origin.rows(shard.id), rows.with_kept()
         present = before.with_kept()
         is_local_tar = shard.form is Form.TAR and files.local_path(shard.url) is not None
@@ -108,48 +106,6 @@ class Cutter:
                 writer.write(texts.annotate(number, sample))
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """A shard's texts, ready to be put beside its samples."""
-
-    rows: Rows
-    columns: Mapping[str, list[Any]]  # key, index and text
-    starts: npt.NDArray[np.int64]  # an image's rows are [starts[i], starts[i + 1])
-    rank: npt.NDArray[np.float64] | None  # the score in whose order kept texts stand
-
-    @classmethod
-    def read(cls, survey: Survey, shard_id: str, rows: Rows) -> _Texts:
-        url = survey.origin.ledger_url(shard_id)
-        table = read_ledger_columns(url, ["key", "index", "text"])
-        starts = np.r_[np.searchsorted(rows.image, np.arange(rows.images)), len(rows.image)]
-        by = survey.ranked_by
-        columns = {name: table[name].to_pylist() for name in table.column_names}
-        return cls(rows, columns, starts, None if by is None else rows.score(by))
-
-    def annotate(self, number: int, sample: Sample) -> Annotated:
-        """A sample, by its number in the ledger, with its texts and their new verdicts."""
-        start, stop = int(self.starts[number]), int(self.starts[number + 1])
-        texts = tuple(self._text(row) for row in range(start, stop))
-        kept = [i for i, text in enumerate(texts) if text.verdict is Verdict.KEPT]
-        if self.rank is not None:
-            rank = self.rank[start:stop].tolist()
-            kept.sort(key=lambda i: -rank[i])
-        sample = replace(sample, key=self.columns["key"][start], texts=texts)
-        return Annotated(sample, texts, tuple(texts[i] for i in kept), Verdict.KEPT)
-
-    def _text(self, row: int) -> Text:
-        rows = self.rows
-        reason = REASONS[int(rows.reason[row])]
-        return Text(
-            SOURCES[int(rows.source[row])],
-            self.columns["index"][row],
-            self.columns["text"][row],
-            Score(_score(rows.match_prob[row]), _score(rows.similarity[row])),
-            Verdict.KEPT if reason is None else Verdict.DROPPED,
-            reason,
-        )
-
-
 def _changed(before: Rows, now: Rows, *, rerank: bool) -> Mask:
     """Per image: whether it keeps other texts than before, or in another order."""
     changed = np.zeros(now.images, dtype=bool)
@@ -163,7 +119,3 @@ def _verdicts(rows: Rows) -> list[str]:
     codes = np.where(rows.open, 0, np.where(rows.failed, 2, 1))
     names = [str(verdict) for verdict in (Verdict.KEPT, Verdict.DROPPED, Verdict.FAILED)]
     return [names[code] for code in codes.tolist()]
-
-
-def _score(value: np.float32) -> float | None:
-    return None if np.isnan(value) else float(value)

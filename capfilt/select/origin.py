@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -114,15 +114,6 @@ class Origin:
             InputError: The ledger cannot be read.
         """
         return read_rows(self.ledger_url(shard_id))
-
-    def tables(self, columns: Sequence[str]) -> Iterator[Any]:
-        """Some columns of every ledger, one shard's in memory at a time.
-
-        Raises:
-            InputError: A ledger cannot be read.
-        """
-        for shard_id in self.commits:
-            yield read_ledger_columns(self.ledger_url(shard_id), columns)
 
     def texts(self, shard_id: str) -> Any:
         """What a shard's texts say, as an Arrow column.

@@ -1,0 +1,213 @@
+"""How long it takes to look at a large ledger, and to cut a dataset by bytes.
+
+    python benchmarks/report.py [--texts 10000000] [--gigabytes 2] [--folder DIR] [--json]
+
+A ledger of that many texts is made (a web text and a synthetic caption an image, words drawn by
+rank, scores from beta distributions), then `capfilt report` and `capfilt select --dry-run` run over
+it as processes of their own: wall seconds and peak memory. For copying, data shards of 100 kB
+images are made; `capfilt select` at a threshold that drops some texts of some images is held
+against `cp` of the same files with a `sync` of each, as `select` does for each shard, too. Both are
+measured after the files were read once, so from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from capfilt.config import resolve
+from capfilt.io.commits import Commit, InputRecord, OutputRecord, write_commit
+from capfilt.io.files import digest
+from capfilt.io.ledger import SCHEMA, LedgerWriter
+from capfilt.io.tar import TarWriter
+from capfilt.record import Annotated, ModelIdentity, Sample, Score, Source, Text, Verdict
+from capfilt.run.manifest import Manifest
+from capfilt.run.task import Task
+from capfilt.select.rows import rows_of, tally_of
+
+TEXTS_PER_SHARD = 100_000
+IMAGE_BYTES = 100_000
+IMAGES_PER_SHARD = 2_500
+WORDS = 2_000  # of the vocabulary
+THRESHOLD = 0.5
+
+
+def begin(folder: Path) -> Task:
+    """The manifest of an output, and what its commits say."""
+    config = resolve(options={"captioner": "captioner", "filter": "filter"})
+    models = {role: ModelIdentity("Blip", "0" * 64, "nowhere") for role in ("captioner", "filter")}
+    task = Task(config, models, str(folder))
+    folder.mkdir(parents=True)
+    manifest = Manifest.of(task, input_url=str(folder), human=None, human_images=None)
+    manifest.write(str(folder))
+    return task
+
+
+def write_ledger(path: Path, shard: int, count: int) -> Any:
+    """A ledger of `count` texts; its table."""
+    generator = np.random.default_rng(shard)
+    images = count // 2
+    vocabulary = pa.array([f"w{i}" for i in range(WORDS)])
+    words = [
+        vocabulary.take(pa.array(np.minimum(generator.zipf(1.4, count), WORDS) - 1))
+        for _ in range(9)
+    ]
+    score = generator.beta(1.2, 0.6, count).astype(np.float32)
+    score[::2] = generator.beta(0.8, 1.0, images)
+    kept = score.astype(np.float64) >= THRESHOLD
+    number = np.repeat(np.arange(images) + shard * images, 2)
+    table = pa.table(
+        [
+            pc.utf8_lpad(pa.array(number).cast(pa.string()), 9, "0"),
+            pa.array(np.where(np.arange(count) % 2 == 0, "web", "synthetic")),
+            pa.array(np.zeros(count, np.int16)),
+            pc.binary_join_element_wise(*words, " "),
+            pa.array(score),
+            pa.nulls(count, pa.float32()),
+            pa.array(np.where(kept, "kept", "dropped")),
+            pc.if_else(pa.array(kept), pa.scalar(None, pa.string()), "below_min_match_prob"),
+        ],
+        schema=SCHEMA,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = ["source", "verdict", "reason"]
+    pq.write_table(table, path, row_group_size=8192, compression="zstd", use_dictionary=named)
+    return table
+
+
+def make_ledgers(folder: Path, texts: int) -> None:
+    """An output of ledgers and commits; of data it has empty files alone."""
+    task = begin(folder)
+    for shard in range(-(-texts // TEXTS_PER_SHARD)):
+        name = f"{shard:05d}"
+        count = min(TEXTS_PER_SHARD, texts - shard * TEXTS_PER_SHARD)
+        table = write_ledger(folder / f"ledger/{name}.parquet", shard, count)
+        dictionary = table.schema
+        for column in ("source", "verdict", "reason"):
+            place = dictionary.get_field_index(column)
+            table = table.set_column(place, column, table[column].dictionary_encode())
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / f"data/{name}.tar").touch()
+        commit(folder, task, name, tally_of(rows_of(table, name)).to_dict())
+
+
+def make_data(folder: Path, shards: int) -> None:
+    """An output with images: random bytes, a text or two kept of each."""
+    task = begin(folder)
+    generator = np.random.default_rng(0)
+    for shard in range(shards):
+        name = f"{shard:05d}"
+        for part in ("data", "ledger"):
+            (folder / part).mkdir(exist_ok=True)
+        counts = {"read": 0, "kept": 0, "dropped": 0, "failed": 0}
+        with (
+            TarWriter(folder / f"data/{name}.tar") as tar,
+            LedgerWriter(folder / f"ledger/{name}.parquet", metadata={}) as ledger,
+        ):
+            for number in range(IMAGES_PER_SHARD):
+                scores = (0.5 + generator.random(2) / 2).astype(np.float32).tolist()
+                texts = tuple(
+                    Text(source, 0, f"a text of {number}", Score(score), Verdict.KEPT)
+                    for source, score in zip((Source.WEB, Source.SYNTHETIC), scores, strict=True)
+                )
+                image = generator.bytes(IMAGE_BYTES)
+                sample = Sample(f"{shard:04d}{number:05d}", image, "jpg", texts)
+                annotated = Annotated(sample, texts, texts, Verdict.KEPT)
+                tar.write(annotated)
+                ledger.write(annotated)
+                counts["read"] += 1
+                counts["kept"] += 1
+        texts_of = {s: {"kept": counts["kept"]} for s in ("web", "synthetic")}
+        more = {"texts": texts_of, "dropped_texts": {}, "failed_samples": {}}
+        commit(folder, task, name, {**counts, **more})
+
+
+def commit(folder: Path, task: Task, name: str, counts: dict[str, Any]) -> None:
+    """Commit a shard as it lies there."""
+    found = {}
+    for path in (f"data/{name}.tar", f"ledger/{name}.parquet"):
+        found[path] = OutputRecord(*digest(str(folder / path)))
+    record = InputRecord("nowhere", "tar", 0, "")
+    write_commit(str(folder), Commit(name, record, task.fingerprint, task.models, counts, found))
+
+
+def timed(*arguments: str) -> tuple[float, float]:
+    """Wall seconds of a capfilt command, and the most memory of any so far, in MB."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "capfilt", *arguments], check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+
+
+def measure_ledger(folder: Path, texts: int) -> dict[str, Any]:
+    """Report and dry runs over a large ledger; `select` first, since it takes less memory."""
+    make_ledgers(folder, texts)
+    cuts = {
+        "threshold": ["--min-match", "0.6"],
+        "fraction": ["--keep-fraction", "0.3", "--mix", "web-first"],
+    }
+    found: dict[str, Any] = {"texts": texts}
+    for name, options in cuts.items():
+        seconds, peak = timed("select", str(folder), "--dry-run", *options)
+        found |= {f"dry_run_{name}_s": seconds, f"dry_run_{name}_mb": peak}
+    seconds, peak = timed("report", str(folder))
+    size = (folder / "report.html").stat().st_size
+    return found | {"report_s": seconds, "report_mb": peak, "report_html_mb": size / 1e6}
+
+
+def measure_copy(folder: Path, gigabytes: float) -> dict[str, Any]:
+    """`select` against `cp`, in turns; the best of three each."""
+    shards = max(2, round(gigabytes * 1e9 / IMAGE_BYTES / IMAGES_PER_SHARD))
+    make_data(folder / "run", shards)
+    size = sum(file.stat().st_size for file in (folder / "run/data").iterdir())
+    copied, cut = [], []
+    for _ in range(3):
+        started = time.monotonic()
+        shutil.rmtree(folder / "copy", ignore_errors=True)
+        subprocess.run(["cp", "-r", folder / "run/data", folder / "copy"], check=True)
+        subprocess.run(["sync", *sorted((folder / "copy").iterdir())], check=True)
+        copied.append(time.monotonic() - started)
+        shutil.rmtree(folder / "cut", ignore_errors=True)
+        seconds, _ = timed("select", str(folder / "run"), str(folder / "cut"), "--min-match", "0.6")
+        cut.append(seconds)
+    return {
+        "copied_mb": size / 1e6,
+        "cp_mb_per_s": size / 1e6 / min(copied),
+        "select_mb_per_s": size / 1e6 / min(cut),
+        "ratio": min(copied) / min(cut),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--texts", type=int, default=10_000_000)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--folder", type=Path, help="where the files go; default: the system's")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        found = measure_ledger(Path(folder) / "ledgers", arguments.texts)
+        found |= measure_copy(Path(folder) / "data", arguments.gigabytes)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:24} {value:,.3f}" if isinstance(value, float) else f"{name:24} {value:,}")
+
+
+if __name__ == "__main__":
+    main()
