@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,19 @@ evaluate: {k_test: 4, captions: {method: greedy, max_length: 12}}
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the processes that are started here: sums of so many parts, and so the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def resolve(*overrides: str) -> BootstrapConfig:
@@ -51,4 +59,5 @@ def resolve(*overrides: str) -> BootstrapConfig:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     """The experiment's folder and its results, all arms and two rounds."""
     out = tmp_path_factory.mktemp("experiment")
-    return out, Experiment.load().run(resolve(), out)
+    with one_thread():
+        return out, Experiment.load().run(resolve(), out)
