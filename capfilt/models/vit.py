@@ -124,7 +124,7 @@ class ViT(nn.Module):
         recompute = self.config.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
+        return x  # type: ignore[no-any-return]
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:

@@ -102,7 +102,7 @@ class FeatureCache:
     def _take_up(self, path: Path) -> None:
         self._known.add(path.name)
         try:
-            shard = safe_open(path, framework="pt")
+            shard: Any = safe_open(path, framework="pt")
             ids = shard.get_tensor("ids").tolist()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read ({error}): remove it") from None
@@ -133,5 +133,6 @@ def open_cache(folder: Path, vit: ViT, *what: object) -> FeatureCache:
     for name, parameter in vit.named_parameters():
         if not name.startswith("norm."):
             digest.update(f"{name} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            numbers = parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
+            digest.update(numbers.data)
     return FeatureCache(folder / digest.hexdigest()[:16])

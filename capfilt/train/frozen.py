@@ -18,7 +18,7 @@ class PartlyFrozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._still: list[list[nn.Module]] = []  # in lists, where modules are not registered twice
-        self.register_state_dict_post_hook(_leave_out)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
 
     def freeze(
         self, part: nn.Module, *, but: nn.Module | None = None, dtype: torch.dtype | None = None
