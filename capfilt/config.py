@@ -107,11 +107,13 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Which images are worth decoding; others fail with a reason."""
+    """Which images are worth decoding; others fail, or are dropped, with a reason."""
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 2**27  # 134 megapixels, 400 MB as RGB
     min_side: int = 16  # shorter side in pixels; tracking pixels and spacers are below
+    dedupe: Literal["exact", "perceptual"] | None = None  # of copies the first one stays
+    exclude: tuple[str, ...] = ()  # evaluation sets: folders of images, or lists of hashes
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "min_side"):

@@ -91,6 +91,7 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # json member or Parquet columns
     extras: Mapping[str, bytes] = field(default_factory=dict)  # a tar's other members, by extension
     problem: Reason | None = None  # set by a reader: the sample has failed
+    unwanted: Reason | None = None  # a good image that is dropped with all its texts
 
 
 @dataclass(frozen=True, slots=True)

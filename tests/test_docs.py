@@ -27,7 +27,8 @@ def defaults(cls: type[Any] = RunConfig, prefix: str = "") -> dict[str, Any]:
         if isinstance(field.default_factory, type):
             found |= defaults(field.default_factory, f"{prefix}{field.name}.")
         else:
-            found[prefix + field.name] = field.default
+            is_list = isinstance(field.default, tuple)
+            found[prefix + field.name] = list(field.default) if is_list else field.default
     return found
 
 

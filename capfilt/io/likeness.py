@@ -11,7 +11,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from capfilt.io import files
 from capfilt.io.inputs import find_shards
 from capfilt.io.members import IMAGE_EXTS
 from capfilt.io.reader import read_samples
+from capfilt.record import Reason
 
 NEAR_BITS = 4  # of 64 that may differ
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -117,6 +118,56 @@ def _parts(hashes: npt.NDArray[np.uint64], bits: int) -> Iterator[npt.NDArray[np
 
 
 @dataclass(frozen=True)
+class Looks:
+    """The hashes of a shard's images as columns, 33 bytes an image."""
+
+    numbers: npt.NDArray[np.int64]  # of the images in their shard
+    sha256: npt.NDArray[np.uint64]  # shape [N, 2]: its first 128 bits
+    phash: npt.NDArray[np.uint64]
+    visible: npt.NDArray[np.bool_]  # has a phash
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], likes: Sequence[Likeness]) -> Looks:
+        """Columns of some images."""
+        halves = b"".join(like.sha256[:16] for like in likes)
+        return cls(
+            np.array(numbers, dtype=np.int64),
+            np.frombuffer(halves, dtype=np.uint64).reshape(-1, 2),
+            np.array([like.phash or 0 for like in likes], dtype=np.uint64),
+            np.array([like.phash is not None for like in likes], dtype=bool),
+        )
+
+
+def find_duplicates(looks: Mapping[str, Looks], how: str) -> dict[str, dict[int, Reason]]:
+    """What an earlier image is already, by shard and number, with the reason to drop it.
+
+    Args:
+        looks: By shard, in the order in which an image comes first.
+        how: "exact" goes by bytes, "perceptual" by looks, too.
+    """
+    columns = list(looks.values())
+    halves = np.concatenate([np.zeros((0, 2), np.uint64), *(of.sha256 for of in columns)])
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable, so the earlier comes first
+    same = np.zeros(len(halves), dtype=bool)
+    same[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+    near = np.zeros(len(halves), dtype=bool)
+    if how == "perceptual" and columns:
+        visible = np.concatenate([of.visible for of in columns])
+        near[visible] = near_earlier(np.concatenate([of.phash for of in columns])[visible])
+    found: dict[str, dict[int, Reason]] = {}
+    at = 0
+    for shard_id, of_shard in looks.items():
+        part = slice(at, at + len(of_shard.numbers))
+        at = part.stop
+        found[shard_id] = {
+            int(number): Reason.DUPLICATE_IMAGE if exact else Reason.NEAR_DUPLICATE_IMAGE
+            for number, exact, alike in zip(of_shard.numbers, same[part], near[part], strict=True)
+            if exact or alike
+        }
+    return found
+
+
+@dataclass(frozen=True)
 class EvaluationSet:
     """Images that a dataset must not hold."""
 
@@ -154,6 +205,19 @@ class EvaluationSet:
         for value in sorted(self.sha256):
             digest.update(value)
         return digest.hexdigest()
+
+    @property
+    def looks(self) -> bool:
+        """Whether it knows what any of its images looks like."""
+        return len(self.phash) > 0
+
+    def has(self, like: Likeness) -> bool:
+        """As `holds`, of one image."""
+        if like.sha256 in self.sha256:
+            return True
+        if like.phash is None:
+            return False
+        return bool((np.bitwise_count(self.phash ^ np.uint64(like.phash)) <= NEAR_BITS).any())
 
     def holds(self, likes: list[Likeness]) -> npt.NDArray[np.bool_]:
         """Which images are of the set, or look like one of it; shape [N]."""

@@ -42,7 +42,7 @@ class Filter(Protocol):
 class Decoded:
     """A sample and what the models see of its image, uint8 [3, size, size] for each need.
 
-    `pixels` is empty when the sample has failed, or when an earlier try has judged it.
+    `pixels` is empty when the sample has failed or is unwanted, or an earlier try has judged it.
     """
 
     sample: Sample
@@ -71,14 +71,14 @@ class Annotator:
         is_human = source is Source.HUMAN
         rule = SelectionConfig(min_match_prob=None) if is_human else self._rule
         describe = self._web_texts if is_human else self._described
-        good = [d for d in batch if d.judged is None and d.sample.problem is None]
+        good = [d for d in batch if d.judged is None and is_good(d.sample)]
         texts = iter(self._fitting.in_parts(describe, good))
         return [
             decoded.judged
             or (
-                _failed(decoded.sample)
-                if decoded.sample.problem is not None
-                else _judged(decoded.sample, *judge(next(texts), rule))
+                _judged(decoded.sample, *judge(next(texts), rule))
+                if is_good(decoded.sample)
+                else _left_out(decoded.sample)
             )
             for decoded in batch
         ]
@@ -128,8 +128,14 @@ def _judged(sample: Sample, texts: tuple[Text, ...], kept: tuple[Text, ...]) -> 
     return Annotated(sample, texts, kept, Verdict.KEPT if kept else Verdict.DROPPED)
 
 
-def _failed(sample: Sample) -> Annotated:
-    texts = tuple(
-        replace(text, verdict=Verdict.FAILED, reason=sample.problem) for text in sample.texts
-    )
-    return Annotated(sample, texts, (), Verdict.FAILED)
+def is_good(sample: Sample) -> bool:
+    """Whether its texts are to be judged."""
+    return sample.problem is None and sample.unwanted is None
+
+
+def _left_out(sample: Sample) -> Annotated:
+    """A sample that has failed, or else is unwanted, with all its texts."""
+    verdict = Verdict.DROPPED if sample.problem is None else Verdict.FAILED
+    reason = sample.problem or sample.unwanted
+    texts = tuple(replace(text, verdict=verdict, reason=reason) for text in sample.texts)
+    return Annotated(sample, texts, (), verdict)

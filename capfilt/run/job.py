@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from capfilt.config import NONE, RunConfig
 from capfilt.errors import CommitError, ConfigError, InputError
@@ -22,8 +23,10 @@ from capfilt.io.commits import (
     write_failure,
 )
 from capfilt.io.inputs import Inputs, find_shards, human_shards
+from capfilt.io.likeness import EvaluationSet
 from capfilt.io.publish import clean_temporary
 from capfilt.record import ModelIdentity
+from capfilt.run.duplicates import duplicates_among
 from capfilt.run.engine import Done, Engine, GaveUp, Work
 from capfilt.run.manifest import Manifest
 from capfilt.run.output import check_output
@@ -122,7 +125,8 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     config, where = _absolute(config, where)
     _check_places(where)
     models = inspect_models(config)
-    task = Task(_settled(config, models), models, where.output)
+    excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
+    task = Task(_settled(config, models), models, where.output, excluded)
     inputs = _find(where)
     commits = list_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
@@ -150,6 +154,9 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
         failed = []
         if works:
+            if config.images.dedupe is not None:
+                found = duplicates_among(inputs.shards, config.images)
+                task = replace(task, duplicates=found)
             failed = execute(_start(task, where, len(works)), works, where.output, progress)
             clean_temporary(where.output)  # of workers that died meanwhile
     total.merge(progress.tally)
@@ -203,6 +210,8 @@ def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
         for role, source in (("captioner", config.captioner), ("filter", config.filter))
         if Path(source).is_dir()  # else a hub id, or none
     }
+    exclude = tuple(files.absolute(place) for place in config.images.exclude)
+    models["images"] = replace(config.images, exclude=exclude)
     where = replace(
         where,
         input=files.absolute(where.input),
@@ -214,6 +223,13 @@ def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
 
 
 def _check_places(where: Where) -> None:
+    for name in ("input", "output", "human", "human_images"):
+        place = urlsplit(getattr(where, name) or "")
+        if place.scheme and place.password is not None:
+            raise ConfigError(
+                f"{name.upper()} {place.scheme}://...@{place.hostname}: its credentials would be "
+                "recorded; give them by the environment, as the store's own tools take them"
+            )
     if where.output == where.input or where.input.startswith(f"{where.output}/"):
         raise ConfigError(f"OUTPUT {where.output} holds INPUT: give the new dataset its own folder")
     check_output(where.output)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from capfilt.config import NONE, RunConfig
-from capfilt.record import ModelIdentity
+from capfilt.io.likeness import EvaluationSet
+from capfilt.record import ModelIdentity, Reason
 from capfilt.schema import to_dict
 
 # Raised by a change of code that changes what a run writes, so that old commits count as stale.
@@ -25,6 +26,9 @@ class Task:
         str, ModelIdentity
     ]  # by role: "captioner", "filter"; a role that is off is absent
     output_url: str
+    # Images to drop before a model sees them: evaluation sets, and duplicates by shard and number.
+    excluded: EvaluationSet | None = field(default=None, compare=False)
+    duplicates: Mapping[str, Mapping[int, Reason]] = field(default_factory=dict, compare=False)
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -34,6 +38,12 @@ class Task:
             identity = self.models.get(role)
             config[role] = NONE if identity is None else identity.sha256
         config["compute"] = {"precision": self.config.compute.precision}
+        # What is off is left out: outputs from before there was such a rule still count.
+        for name in ("dedupe", "exclude"):
+            if not config["images"][name]:
+                del config["images"][name]
+        if self.excluded is not None:
+            config["images"]["exclude"] = self.excluded.digest()
         return {"result_version": RESULT_VERSION, **config}
 
     @property

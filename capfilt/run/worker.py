@@ -32,12 +32,13 @@ from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
 from capfilt.io.inputs import check_unchanged
 from capfilt.io.ledger import LedgerWriter
+from capfilt.io.likeness import likeness
 from capfilt.io.partial import Known, Partial, recalled
 from capfilt.io.reader import read_samples
 from capfilt.io.writer import DataWriter, open_writer
 from capfilt.models import images
-from capfilt.record import Annotated, ModelIdentity, Sample, Verdict
-from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter
+from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Verdict
+from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter, is_good
 from capfilt.run.fitting import limit_memory
 from capfilt.run.flow import ahead, in_order
 from capfilt.run.task import Task
@@ -233,19 +234,22 @@ class Worker:
         batch: list[Decoded] = []
         good = 0
         # What an earlier try has put aside comes first; then there is nothing known.
-        samples = zip(
-            read_samples(shard, self.task.config.images), chain(known, repeat(None)), strict=False
-        )
+        samples = zip(self._samples(shard), chain(known, repeat(None)), strict=False)
         for decoded in in_order(self._decoders, self._decode, samples, most=self._batch_size):
             if self._closed.is_set():
                 raise InputError(f"shard {shard.id}: given back, the worker is closing")
             batch.append(decoded)
-            good += decoded.sample.problem is None
+            good += is_good(decoded.sample)
             if good == self._batch_size or len(batch) == 4 * self._batch_size:
                 yield batch
                 batch, good = [], 0
         if batch:
             yield batch
+
+    def _samples(self, shard: InputShard) -> Iterator[Sample]:
+        duplicates = self.task.duplicates.get(shard.id, {})
+        for number, sample in enumerate(read_samples(shard, self.task.config.images)):
+            yield replace(sample, unwanted=duplicates.get(number))
 
     def _decode(self, item: tuple[Sample, Known | None]) -> Decoded:
         sample, known = item
@@ -253,6 +257,10 @@ class Worker:
             judged = recalled(known, sample)
             return Decoded(judged.sample, {}, judged)
         if sample.problem is not None or sample.image is None:
+            return Decoded(replace(sample, image=None), {})
+        if sample.unwanted is None and self._is_excluded(sample.image):
+            sample = replace(sample, unwanted=Reason.EVALUATION_IMAGE)
+        if sample.unwanted is not None:
             return Decoded(replace(sample, image=None), {})
         is_large = images.count_pixels(sample.image) > LARGE_PIXELS
         try:
@@ -265,6 +273,10 @@ class Worker:
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
         return Decoded(sample, pixels)
+
+    def _is_excluded(self, image: bytes) -> bool:
+        excluded = self.task.excluded
+        return excluded is not None and excluded.has(likeness(image, look=excluded.looks))
 
     def _pixels(self, image: bytes) -> dict[images.PixelSpec, torch.Tensor]:
         rgb = images.decode(image, self.task.config.images)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from capfilt.cut import CODES, Codes, CutConfig, Mask, Rows
+from capfilt.cut import CODES, Codes, CutConfig, Rows
 from capfilt.errors import ConfigError
-from capfilt.io.likeness import EvaluationSet, Likeness, likeness, near_earlier
+from capfilt.io.likeness import EvaluationSet, Likeness, Looks, find_duplicates, likeness
 from capfilt.record import Reason, Sample
 from capfilt.run.flow import in_order
 from capfilt.select.origin import Origin
@@ -40,7 +39,7 @@ def judge_images(
     """
     judge = _Images(config)
     images: dict[str, Codes] = {}
-    looks: dict[str, _Looks] = {}
+    looks: dict[str, Looks] = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="hash") as pool:
         for shard_id in origin.commits:
             needed = begin(shard_id).with_kept()
@@ -51,31 +50,13 @@ def judge_images(
                 kept, hashes = judge.batch(batch, codes, pool)
                 numbers += kept
                 likes += hashes
-            looks[shard_id] = _Looks.of(numbers, likes)
+            looks[shard_id] = Looks.of(numbers, likes)
     judge.check_fields()
     if config.dedupe_images:
-        _drop_later(images, looks, config.dedupe_images)
+        for shard_id, of_shard in find_duplicates(looks, config.dedupe_images).items():
+            for number, reason in of_shard.items():
+                images[shard_id][number] = CODES[reason]
     return images
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """The hashes of a shard's images as columns, 32 bytes an image."""
-
-    numbers: npt.NDArray[np.int64]
-    sha256: npt.NDArray[np.uint64]  # shape [N, 2]: its first 128 bits
-    phash: npt.NDArray[np.uint64]
-    visible: Mask  # has a phash
-
-    @classmethod
-    def of(cls, numbers: list[int], likes: list[Likeness]) -> _Looks:
-        halves = b"".join(like.sha256[:16] for like in likes)
-        return cls(
-            np.array(numbers, dtype=np.int64),
-            np.frombuffer(halves, dtype=np.uint64).reshape(-1, 2),
-            np.array([like.phash or 0 for like in likes], dtype=np.uint64),
-            np.array([like.phash is not None for like in likes], dtype=bool),
-        )
 
 
 @dataclass
@@ -88,7 +69,7 @@ class _Images:
         self._excluded = EvaluationSet.load(exclude) if exclude else None
         self._hashes = bool(exclude) or self.config.dedupe_images is not None
         by_looks = self.config.dedupe_images == "perceptual"
-        self._look = by_looks or (self._excluded is not None and len(self._excluded.phash) > 0)
+        self._look = by_looks or (self._excluded is not None and self._excluded.looks)
         self._seen: set[str] = set()  # metadata fields
 
     def batch(
@@ -130,25 +111,6 @@ class _Images:
             if name not in self._seen:
                 known = ", ".join(sorted(self._seen)[:20])
                 raise ConfigError(f"--where: no sample has a field {name}; there are {known}")
-
-
-def _drop_later(images: Mapping[str, Codes], looks: Mapping[str, _Looks], how: str) -> None:
-    """Drop what an earlier image is already: by bytes, and where asked for by looks."""
-    halves = np.concatenate([of_shard.sha256 for of_shard in looks.values()])
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable, so the earlier comes first
-    same = np.zeros(len(halves), dtype=bool)
-    same[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
-    reasons = np.where(same, CODES[Reason.DUPLICATE_IMAGE], 0)
-    if how == "perceptual":
-        visible = np.concatenate([of_shard.visible for of_shard in looks.values()])
-        hashes = np.concatenate([of_shard.phash for of_shard in looks.values()])
-        near = np.zeros(len(halves), dtype=bool)
-        near[visible] = near_earlier(hashes[visible])
-        reasons = np.where(near & ~same, CODES[Reason.NEAR_DUPLICATE_IMAGE], reasons)
-    at = 0
-    for shard_id, of_shard in looks.items():
-        images[shard_id][of_shard.numbers] = reasons[at : at + len(of_shard.numbers)]
-        at += len(of_shard.numbers)
 
 
 def _batches(

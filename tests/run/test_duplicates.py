@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from capfilt.config import resolve
+from capfilt.errors import CommitError
+from capfilt.run.job import Where, run
+from capfilt.run.status import status
+from capfilt.run.verify import verify
+from tests.run.conftest import commits, hashes, ledger_rows
+from tests.select.test_pictures import photo, scaled
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> str:
+    """Pictures 0 to 3; then 1 again, a smaller 2, a tiny 4 that fails, 4 itself, and 5."""
+    (tmp_path / "web").mkdir()
+    tiny = photo(4, side=12)
+    shards = {
+        "a": [photo(n) for n in range(4)],
+        "b": [photo(1), scaled(2), tiny, photo(4), photo(5)],
+    }
+    for name, images in shards.items():
+        with tarfile.open(tmp_path / "web" / f"{name}.tar", "w") as tar:
+            for place, image in enumerate(images):
+                for ending, content in (("jpg", image), ("txt", b"a text")):
+                    member = tarfile.TarInfo(f"{name}{place}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(tmp_path / "web")
+
+
+def run_with(copies: str, output: Path, captioner: str, *overrides: str, **where: bool) -> None:
+    config = resolve(options={"captioner": captioner, "filter": "none"}, overrides=overrides)
+    run(config, Where(input=copies, output=str(output), local=True, **where))
+    assert verify(str(output)).problems == ()
+    assert status(str(output)).done == 2
+
+
+def reasons(output: Path) -> dict[str, str]:
+    return {row["key"]: row["reason"] for row in ledger_rows(output) if row["reason"]}
+
+
+def test_run_drops_copies_before_a_model_sees_them(
+    copies: str, captioner: str, tmp_path: Path
+) -> None:
+    run_with(copies, tmp_path / "exact", captioner, "images.dedupe=exact")
+    small = "image_too_small"
+    assert reasons(tmp_path / "exact") == {"b0": "duplicate_image", "b2": small}
+    run_with(copies, tmp_path / "looks", captioner, "images.dedupe=perceptual")
+    near = "near_duplicate_image"
+    assert reasons(tmp_path / "looks") == {"b0": "duplicate_image", "b1": near, "b2": small}
+    rows = [row for row in ledger_rows(tmp_path / "looks") if row["key"] in ("b0", "b1")]
+    assert [(row["source"], row["text"], row["verdict"]) for row in rows] == [
+        ("web", "a text", "dropped")
+    ] * 2  # no caption was made
+    counts = commits(tmp_path / "looks")["b"]["counts"]
+    assert (counts["read"], counts["kept"], counts["dropped"], counts["failed"]) == (5, 2, 2, 1)
+
+
+def test_run_resumes_with_the_same_duplicates(copies: str, captioner: str, tmp_path: Path) -> None:
+    run_with(copies, tmp_path / "out", captioner, "images.dedupe=exact")
+    before = hashes(tmp_path / "out")
+    (tmp_path / "out/commits/b.json").unlink()
+    run_with(copies, tmp_path / "out", captioner, "images.dedupe=exact")
+    assert hashes(tmp_path / "out") == before
+
+
+def test_run_drops_images_of_an_evaluation_set(copies: str, captioner: str, tmp_path: Path) -> None:
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark/x.jpg").write_bytes(photo(1, side=300))
+    exclude = f"images.exclude=[{tmp_path / 'benchmark'}]"
+    run_with(copies, tmp_path / "out", captioner, exclude)
+    held = "evaluation_image"
+    assert reasons(tmp_path / "out") == {"a1": held, "b0": held, "b2": "image_too_small"}
+    (tmp_path / "benchmark/y.jpg").write_bytes(photo(3))
+    with pytest.raises(CommitError, match=r"images.exclude: sha256"):
+        run_with(copies, tmp_path / "out", captioner, exclude)
+    run_with(copies, tmp_path / "out", captioner, exclude, overwrite=True)
+    assert reasons(tmp_path / "out")["a3"] == held
