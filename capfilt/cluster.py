@@ -33,6 +33,7 @@ def connect(address: str | None) -> None:
         ConfigError: No cluster answers at the address.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
     if ray.is_initialized():
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)

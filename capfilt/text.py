@@ -7,6 +7,9 @@ import re
 # `pre_caption` of BLIP's published code turns these into spaces.
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _WHITE_SPACE = re.compile(r"\s{2,}")
+# What a terminal obeys rather than shows: C0 but tab and newline, DEL, C1, and the marks that turn
+# the direction of writing around.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def normalise(text: str, *, max_words: int) -> str:
@@ -28,3 +31,12 @@ def normalise(text: str, *, max_words: int) -> str:
     text = _WHITE_SPACE.sub(" ", text).rstrip("\n").strip(" ")
     words = text.split(" ")
     return " ".join(words[:max_words]) if len(words) > max_words else text
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may see it: what it would obey becomes an escape that it shows.
+
+    >>> printable("\\x1b[2J")
+    '\\\\u001b[2J'
+    """
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -13,6 +13,7 @@ import typer
 
 from capfilt import __version__
 from capfilt.errors import ConfigError
+from capfilt.text import printable
 
 app = typer.Typer(
     name="capfilt",
@@ -39,15 +40,20 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("capfilt").setLevel(logging.DEBUG if debug else logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+class _Printable(logging.Formatter):
+    """Names and messages come from strangers, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def speaker() -> str:
@@ -68,7 +74,7 @@ def read_config(path: Path | None) -> str:
 def print_result(result: Any) -> None:
     """To stdout: a dict as JSON, anything else as text."""
     if isinstance(result, dict):
-        print(json.dumps(result, indent=1, ensure_ascii=False))
+        print(printable(json.dumps(result, indent=1, ensure_ascii=False)))
     else:
         from rich.console import Console
 

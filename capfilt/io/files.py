@@ -7,6 +7,7 @@ Listings are never cached, so a resume never sees an old one. Writing is `capfil
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import io
 import os
@@ -316,6 +317,9 @@ def _local_entries(paths: Iterable[Path], folder: Path, url: str) -> list[Entry]
             found.append(_local_entry(path, join(url, name), name))
         except FileNotFoundError:  # removed or renamed meanwhile, or a link to nothing
             continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link to itself, which is nothing either
+                raise
     return found
 
 

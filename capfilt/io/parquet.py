@@ -30,6 +30,10 @@ _ROWS_READ = 16  # at once: 1.6 MB of images of 100 KB
 _READ_BUFFER_BYTES = 8 * 2**20  # per column; without it a column's whole row group is read
 _ROWS_PER_GROUP = 128  # 13 MB of images of 100 KB
 _BYTES_PER_GROUP = 128 * 2**20  # fewer rows where images are large
+# What no shard of images has: rows, values of nested columns in a row group, and bytes that were
+# compressed so well.
+_MAX_ROWS, _MAX_VALUES = 10_000_000, 2**27
+_PLAUSIBLE_BYTES, _MAX_RATIO = 2**28, 100
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -63,6 +67,7 @@ def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
         try:
             parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
+            _check_plausible(parquet.metadata, shard.url)
             column = image_column(parquet.schema_arrow, shard.url)
             row_number = 0
             for batch in parquet.iter_batches(batch_size=_ROWS_READ):
@@ -119,6 +124,26 @@ def _key(value: Any, row: int) -> str:
     if value is None:
         return f"{row:09d}"
     return readable(value)[0] if isinstance(value, bytes) else str(value)
+
+
+def _check_plausible(metadata: Any, url: str) -> None:
+    """Refuse a file of a few kilobytes that becomes gigabytes when it is read.
+
+    Raises:
+        InputError: It says that it is such a one.
+    """
+    if metadata.num_rows > _MAX_ROWS:
+        raise InputError(f"{url}: says that it has {metadata.num_rows} rows; a shard has fewer")
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(place)
+            size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+            is_bomb = size > _PLAUSIBLE_BYTES and size > _MAX_RATIO * stored
+            if is_bomb or chunk.num_values > _MAX_VALUES or min(size, stored) < 0:
+                raise InputError(
+                    f"{url}: column {chunk.path_in_schema} would be {chunk.num_values} values in "
+                    f"{size} bytes from {stored}: a bomb, or damaged"
+                )
 
 
 def image_column(schema: Any, url: str) -> str:

@@ -81,6 +81,7 @@ def inspect(source: str, role: Role) -> ModelIdentity:
     folder = resolve_folder(source)
     if not (folder / "config.json").exists() and (folder / role / "config.json").exists():
         raise ModelError(f"{source}: holds a {role}, and is none itself: give {folder / role}")
+    _check_harmless(folder)
     architecture = architecture_of(folder, role)
     weights = weight_files(folder)
     decisive = [folder / name for name in _DECISIVE if (folder / name).is_file()]
@@ -91,6 +92,25 @@ def inspect(source: str, role: Role) -> ModelIdentity:
             while block := file.read(1 << 20):
                 digest.update(block)
     return ModelIdentity(architecture, digest.hexdigest(), source)
+
+
+def _check_harmless(folder: Path) -> None:
+    """Refuse a folder that asks for code of its own, or reads files from elsewhere.
+
+    Raises:
+        ModelError: Names the file.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # the hub's cache links to `blobs` beside it
+        root = root.parent.parent
+    for path in sorted(folder.iterdir()):
+        if not path.resolve().is_relative_to(root):
+            raise ModelError(f"{path}: links to {path.resolve()}, outside the folder: copy it here")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
+            raise ModelError(
+                f"{folder / name}: asks for code of its own (auto_map), never run here"
+            )
 
 
 def resolve_folder(source: str) -> Path:

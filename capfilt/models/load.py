@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from capfilt.config import CaptionConfig, ScoringConfig
@@ -23,6 +24,8 @@ from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
 Model = TypeVar("Model", bound=nn.Module)
+
+MAX_LAYERS = 1000  # a config may say anything, and building them takes time
 
 
 def load_captioner(
@@ -142,16 +145,23 @@ def blip_settings(folder: Path) -> Any:
     content = checkpoint.read_json(folder / "config.json")
     if content.get("model_type", BlipConfig.model_type) != BlipConfig.model_type:
         raise ModelError(f"{folder}: is a {content['model_type']} model, not a BLIP")
-    return BlipConfig.from_dict(content)
+    try:
+        return BlipConfig.from_dict(content)
+    except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: config.json cannot be read as a BlipConfig ({why})") from None
 
 
 def med_config(settings: Any) -> MedConfig:
     """Our sizes from transformers' `BlipConfig`.
 
     Raises:
-        ModelError: The model uses an activation other than BLIP's.
+        ModelError: The model uses an activation other than BLIP's, or has sizes of no model.
     """
     image, text = settings.vision_config, settings.text_config
+    for part, sizes in (("vision", image), ("text", text)):
+        if not 0 < sizes.num_hidden_layers <= MAX_LAYERS:
+            raise ModelError(f"{part}_config.num_hidden_layers is {sizes.num_hidden_layers}")
     for part, activation in (("vision", image.hidden_act), ("text", text.hidden_act)):
         if activation != "gelu":
             raise ModelError(f"{part}_config.hidden_act is {activation!r}; BLIP's is 'gelu'")

@@ -1,0 +1,146 @@
+"""A run from and to object stores that fail, and to other file systems."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from capfilt.errors import CapfiltError, ConfigError
+from capfilt.io import files
+from capfilt.run.job import Where, run
+from capfilt.run.verify import verify
+from tests.faults.conftest import Undisturbed
+from tests.io.conftest import s3, s3_server  # noqa: F401
+from tests.io.s3_proxy import Proxy
+from tests.run.conftest import hashes
+
+SECRET, KEY = "s3cr3t-of-the-tests/abcdefghijklmnopqrst", "AKIATESTSKEYOFTESTS0"
+
+
+@pytest.fixture
+def bad_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Proxy]]:  # noqa: F811
+    with Proxy(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield s3, proxy
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def download(url: str, folder: Path) -> Path:
+    for entry in files.find(url):
+        file = folder / entry.name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(files.read_bytes(entry.url))
+    return folder
+
+
+def upload(folder: str, url: str) -> None:
+    fs, path = fsspec.url_to_fs(url)
+    for file in Path(folder).iterdir():
+        fs.pipe_file(f"{path}/{file.name}", file.read_bytes())
+
+
+def test_run_on_an_s3_that_fails_every_tenth_request_changes_nothing(
+    undisturbed: Undisturbed,
+    bad_s3: tuple[str, Proxy],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bucket, proxy = bad_s3
+    upload(undisturbed.web, f"{bucket}/web")
+    proxy.requests.clear()
+    proxy.share = 0.1
+    where = Where(f"{bucket}/web", f"{bucket}/out", local=True)
+    with caplog.at_level(logging.DEBUG):
+        summary = run(undisturbed.config, where)
+    proxy.share = 0.0
+    assert summary.shards_failed == ()
+    assert proxy.faults.total() >= 5, proxy.faults
+    out = download(f"{bucket}/out", tmp_path / "out")
+    assert hashes(out) == undisturbed.hashes
+    assert verify(f"{bucket}/out").problems == ()
+    listings = Counter(path for _, method, path in proxy.requests if "list-type=2" in path)
+    assert listings
+    for file in out.rglob("*"):
+        if file.is_file():
+            assert SECRET.encode() not in file.read_bytes()
+            assert KEY.encode() not in file.read_bytes()
+    ours = "".join(r.getMessage() for r in caplog.records if r.name.startswith("capfilt"))
+    assert SECRET not in ours
+    assert KEY not in ours
+    again = run(undisturbed.config, where)
+    assert (again.shards_done, again.shards_before) == (0, len(undisturbed.commits))
+
+
+def test_listing_a_prefix_takes_one_request(
+    undisturbed: Undisturbed, bad_s3: tuple[str, Proxy]
+) -> None:
+    from capfilt.io.inputs import find_shards
+
+    bucket, proxy = bad_s3
+    upload(undisturbed.web, f"{bucket}/web")
+    proxy.requests.clear()
+    assert len(find_shards(f"{bucket}/web").shards) == len(undisturbed.commits)
+    asked = [path for *_, path in proxy.requests if "delimiter" in path]
+    listed = [path for path in asked if "web%2F" in path and "max-keys=1&" not in path]
+    assert len(listed) == 1, asked
+
+
+def test_s3_that_always_fails_is_given_up_after_waiting_longer_and_longer(
+    bad_s3: tuple[str, Proxy],
+) -> None:
+    bucket, proxy = bad_s3
+    upload_one(bucket)
+    proxy.requests.clear()
+    proxy.share = 1.0
+    proxy_faults = Proxy.meet
+
+    def down(self: Proxy, method: str, path: str) -> str | None:
+        proxy_faults(self, method, path)
+        return "503"
+
+    proxy.meet = down.__get__(proxy)  # type: ignore[method-assign]
+    with pytest.raises(CapfiltError, match="one") as raised:
+        files.read_bytes(f"{bucket}/one.txt")
+    assert SECRET not in str(raised.value)
+    times = [at for at, *_ in proxy.requests]
+    assert 4 <= len(times) <= 20
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(waits) > 0.2
+    assert len({round(wait, 3) for wait in waits}) > 2  # jitter
+
+
+def upload_one(bucket: str) -> None:
+    fs, path = fsspec.url_to_fs(f"{bucket}/one.txt")
+    fs.pipe_file(path, b"one")
+
+
+def test_run_from_memory_and_to_memory_gives_the_same_bytes(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    upload(undisturbed.web, f"memory://{tmp_path.name}/web")
+    where = Where(f"memory://{tmp_path.name}/web", f"memory://{tmp_path.name}/out", local=True)
+    run(undisturbed.config, where)
+    assert hashes(download(where.output, tmp_path / "out")) == undisturbed.hashes
+
+
+def test_url_with_a_password_is_refused_before_it_is_recorded(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    for name, url in (("input", "http://me:hush@127.0.0.1:1/web"), ("human", "s3://k:hush@b/x")):
+        where = replace(Where(undisturbed.web, str(tmp_path / "out"), local=True), **{name: url})
+        with pytest.raises(ConfigError, match="credentials") as raised:
+            run(undisturbed.config, where)
+        assert "hush" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
