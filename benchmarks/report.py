@@ -95,17 +95,16 @@ def make_ledgers(folder: Path, texts: int) -> None:
         name = f"{shard:05d}"
         count = min(TEXTS_PER_SHARD, texts - shard * TEXTS_PER_SHARD)
         table = write_ledger(folder / f"ledger/{name}.parquet", shard, count)
-        dictionary = table.schema
         for column in ("source", "verdict", "reason"):
-            place = dictionary.get_field_index(column)
+            place = table.schema.get_field_index(column)
             table = table.set_column(place, column, table[column].dictionary_encode())
         (folder / "data").mkdir(exist_ok=True)
         (folder / f"data/{name}.tar").touch()
         commit(folder, task, name, tally_of(rows_of(table, name)).to_dict())
 
 
-def make_data(folder: Path, shards: int) -> None:
-    """An output with images: random bytes, a text or two kept of each."""
+def make_data(folder: Path, shards: int, images: int) -> None:
+    """An output with images: random bytes, two texts kept of each."""
     task = begin(folder)
     generator = np.random.default_rng(0)
     for shard in range(shards):
@@ -117,7 +116,7 @@ def make_data(folder: Path, shards: int) -> None:
             TarWriter(folder / f"data/{name}.tar") as tar,
             LedgerWriter(folder / f"ledger/{name}.parquet", metadata={}) as ledger,
         ):
-            for number in range(IMAGES_PER_SHARD):
+            for number in range(images):
                 scores = (0.5 + generator.random(2) / 2).astype(np.float32).tolist()
                 texts = tuple(
                     Text(source, 0, f"a text of {number}", Score(score), Verdict.KEPT)
@@ -170,25 +169,45 @@ def measure_ledger(folder: Path, texts: int) -> dict[str, Any]:
 
 def measure_copy(folder: Path, gigabytes: float) -> dict[str, Any]:
     """`select` against `cp`, in turns; the best of three each."""
-    shards = max(2, round(gigabytes * 1e9 / IMAGE_BYTES / IMAGES_PER_SHARD))
-    make_data(folder / "run", shards)
+    images = round(gigabytes * 1e9 / IMAGE_BYTES)
+    shards = max(2, round(images / IMAGES_PER_SHARD))
+    make_data(folder / "run", shards, images // shards)
     size = sum(file.stat().st_size for file in (folder / "run/data").iterdir())
     copied, cut = [], []
     for _ in range(3):
-        started = time.monotonic()
         shutil.rmtree(folder / "copy", ignore_errors=True)
+        started = Clock()
         subprocess.run(["cp", "-r", folder / "run/data", folder / "copy"], check=True)
         subprocess.run(["sync", *sorted((folder / "copy").iterdir())], check=True)
-        copied.append(time.monotonic() - started)
+        copied.append(started.passed())
         shutil.rmtree(folder / "cut", ignore_errors=True)
-        seconds, _ = timed("select", str(folder / "run"), str(folder / "cut"), "--min-match", "0.6")
-        cut.append(seconds)
+        started = Clock()
+        timed("select", str(folder / "run"), str(folder / "cut"), "--min-match", "0.6")
+        cut.append(started.passed())
+    (cp_s, cp_cpu_s), (select_s, select_cpu_s) = min(copied), min(cut)
     return {
         "copied_mb": size / 1e6,
-        "cp_mb_per_s": size / 1e6 / min(copied),
-        "select_mb_per_s": size / 1e6 / min(cut),
-        "ratio": min(copied) / min(cut),
+        "cp_mb_per_s": size / 1e6 / cp_s,
+        "cp_processor_s": cp_cpu_s,
+        "select_mb_per_s": size / 1e6 / select_s,
+        "select_processor_s": select_cpu_s,
+        "ratio": cp_s / select_s,
     }
+
+
+class Clock:
+    """Wall seconds, and processor seconds of ended processes, from its making on."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.monotonic(), _processor_s()
+
+    def passed(self) -> tuple[float, float]:
+        return time.monotonic() - self._wall, _processor_s() - self._processor
+
+
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

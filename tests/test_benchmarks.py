@@ -90,3 +90,15 @@ def test_train_step_computes_the_same_as_transformers(step: tuple[dict[str, Any]
 
 def test_train_step_needs_neither_ray_nor_arrow(step: tuple[dict[str, Any], str]) -> None:
     assert step[1] == ""
+
+
+def test_report_measures_what_it_made() -> None:
+    options = ["--texts", "20000", "--gigabytes", "0.02", "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert found["texts"] == 20_000
+    assert found["dry_run_threshold_s"] > 0
+    assert 0 < found["report_html_mb"] < 5
+    assert 20 < found["copied_mb"] < 21
+    assert found["ratio"] == pytest.approx(found["select_mb_per_s"] / found["cp_mb_per_s"])

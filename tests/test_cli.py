@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from capfilt.run.worker import Worker  # noqa: F401 - imported early so that timings below are fair
-from tests.run.conftest import captioner, filter_, web  # noqa: F401 - fixtures
+from tests.run.conftest import captioner, filter_, web, write_shard  # noqa: F401 - fixtures
 
 
 def capfilt(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,8 @@ def test_cli_help_answers_at_once_and_names_the_commands() -> None:
     done = capfilt("--help")
     assert time.monotonic() - started < 5  # torch and Ray alone would take longer
     assert done.returncode == 0
-    for command in ("run", "status", "verify", "ingest", "train", "evaluate", "demo"):
+    looking = ("report", "select", "diff", "export")
+    for command in ("run", "status", "verify", "ingest", "train", "evaluate", "demo", *looking):
         assert command in done.stdout
 
 
@@ -64,6 +65,20 @@ def other_run(web: str, captioner: str, filter_: str, tmp_path: Path) -> Path:  
         == 0
     )
     return out
+
+
+@pytest.fixture(scope="module")
+def shared_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    captioner: str,  # noqa: F811
+    filter_: str,  # noqa: F811
+) -> Path:
+    """A run of one shard."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_shard(folder / "web", 0, 6)
+    models = ("--captioner", captioner, "--filter", filter_)
+    assert capfilt("run", folder / "web", folder / "run", *models, "--local").returncode == 0
+    return folder / "run"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +160,47 @@ def test_cli_convert_makes_a_pickled_checkpoint_one_that_run_takes(
     assert capfilt("run", web, tmp_path / "out", *models, "--local").returncode == 0
     wrong = capfilt("convert", tmp_path / "pickled", tmp_path / "made", "--as", "decoder")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_cli_looks_at_a_run_and_cuts_it(other_run: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    dry = capfilt("select", other_run, "--dry-run", "--min-match", "0.6", "--json")
+    done = capfilt("select", other_run, cut, "--min-match", "0.6", "--json")
+    assert (dry.returncode, done.returncode) == (0, 0), done.stderr
+    assert json.loads(dry.stdout)["after"]["texts"] == json.loads(done.stdout)["texts"]
+    assert capfilt("verify", cut).returncode == 0
+    compared = capfilt("diff", other_run, cut)
+    assert "selection.min_match_prob: 0.5 -> 0.6" in compared.stdout
+    written = capfilt("report", cut, "--out", tmp_path / "page.html", "--samples", "1")
+    assert written.stdout == f"{tmp_path / 'page.html'}\n"
+    exported = capfilt("export", cut, tmp_path / "pairs", "--form", "blip", "--json")
+    assert json.loads(exported.stdout)["texts"] == len(
+        [p for f in (tmp_path / "pairs/pairs").iterdir() for p in json.loads(f.read_text())]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("select", "{run}"), "NEW_OUTPUT is missing"),
+        (("select", "{run}", "--dry-run", "--mix", "first"), "none of both, web-first"),
+        (("select", "{run}", "--dry-run", "--keep-fraction", "2"), "keep_fraction is in (0, 1]"),
+        (("select", "{run}", "--dry-run", "--where", "width >"), "--where 'width >'"),
+        (("select", "{run}", "--dry-run", "--min-similarity", "0"), "has no similarity"),
+        (("select", "{tmp}", "--dry-run"), "no run here"),
+        (("report", "{tmp}"), "no run here"),
+        (("export", "{run}", "{tmp}/x", "--form", "coco"), "none of blip, lavis"),
+        (("diff", "{run}", "{tmp}"), "no run here"),
+    ],
+)
+def test_cli_looking_wrongly_is_one_line_and_exit_2(
+    arguments: tuple[str, ...], message: str, shared_run: Path, tmp_path: Path
+) -> None:
+    places = {"run": shared_run, "tmp": tmp_path}
+    done = capfilt(*(argument.format(**places) for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_cli_status_and_verify_of_no_run_are_one_line(tmp_path: Path) -> None:

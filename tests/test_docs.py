@@ -93,3 +93,26 @@ def test_readme_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/select.md"])
+def test_commands_of_a_page_have_the_options_that_they_use(page: str) -> None:
+    import typer
+
+    from capfilt.cli import app
+
+    group = typer.main.get_command(app)
+    blocks = (ROOT / page).read_text().split("```")[1::2]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = 0
+    for line in lines:
+        words = line.partition("#")[0].split()
+        if words[:1] != ["capfilt"] or words[1] not in group.commands:
+            continue
+        command = group.commands[words[1]]
+        if words[2] in getattr(command, "commands", {}):
+            command = command.commands[words[2]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line
+        found += 1
+    assert found > 5

@@ -258,18 +258,19 @@ class Worker:
             return Decoded(judged.sample, {}, judged)
         if sample.problem is not None or sample.image is None:
             return Decoded(replace(sample, image=None), {})
-        if sample.unwanted is None and self._is_excluded(sample.image):
+        image = sample.image
+        if sample.unwanted is None and self._is_excluded(image):
             sample = replace(sample, unwanted=Reason.EVALUATION_IMAGE)
         if sample.unwanted is not None:
             return Decoded(replace(sample, image=None), {})
-        is_large = images.count_pixels(sample.image) > LARGE_PIXELS
+        is_large = images.count_pixels(image) > LARGE_PIXELS
         try:
             try:
                 with self._decoding_large if is_large else nullcontext():
-                    pixels = self._pixels(sample.image)
+                    pixels = self._pixels(image)
             except MemoryError:  # beside others; alone it may fit
                 with self._decoding_large:
-                    pixels = self._pixels(sample.image)
+                    pixels = self._pixels(image)
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
         return Decoded(sample, pixels)

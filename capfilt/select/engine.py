@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -59,6 +60,7 @@ class CutEngine:
 def _hold(cutter: Cutter) -> None:
     global _cutter
     _cutter = cutter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who hands out shards
 
 
 def _process(shard: InputShard, redo: bool) -> Commit:
