@@ -17,6 +17,7 @@ from capfilt.io import files, outputs
 from capfilt.io.commits import Commit, InputRecord, list_commits
 from capfilt.io.fields import OURS
 from capfilt.io.ledger import read_ledger_columns
+from capfilt.io.members import MAX_TEXT_BYTES
 from capfilt.io.parquet import read_text_rows
 from capfilt.io.reader import read_samples
 from capfilt.io.tar import tar_key
@@ -196,13 +197,17 @@ class Origin:
 def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str, Any]:
     """The fields that a sample had before a run added its own (`capfilt.io.fields`).
 
-    A web text that was too long for the ledger comes back as `caption`. The row of a Parquet shard
-    has them in its column `json`.
+    A web text that was too long for the ledger comes back as `caption`, since nothing else has it.
+
+    Args:
+        fields: Of a tar's json, or of a Parquet shard's row.
+        is_row: The latter, whose column `json` has them.
     """
-    web = fields.get("web_text")
+    web = fields.get("web_text") or ""
     stored = json.loads(fields["json"]) if is_row else fields
     found = {name: value for name, value in stored.items() if is_row or name not in OURS}
-    return found if "caption" in found or not web else {**found, "caption": web}
+    too_long = len(web.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES
+    return {**found, "caption": web} if too_long and "caption" not in found else found
 
 
 def _as_shard(shard_id: str, record: InputRecord, why: str) -> InputShard:
