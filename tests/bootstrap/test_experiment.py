@@ -164,7 +164,7 @@ def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Pat
     command += ["--out", str(out), "--set", "arms=[raw, both]", "--rounds", "1", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 200
+    until = time.monotonic() + 250
     log = out / "seed-0" / "both" / "log.jsonl"
     while not log.exists():  # in the middle of the second pre-training
         assert process.poll() is None, process.communicate()
@@ -173,7 +173,7 @@ def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Pat
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200, check=True
+        command, env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     found = json.loads(again.stdout)
     expected = done[1].to_dict()
