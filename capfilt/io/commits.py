@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from capfilt.shard import InputShard
 
 # Reading a commit is waiting for the store: 100,000 of them at 20 ms and 32 at once take a minute.
 _READERS = 32
+_AT_ONCE = 1000  # handed to them
 
 RecordT = TypeVar("RecordT", "Commit", "Failure")
 
@@ -108,7 +109,16 @@ def list_commits(output: str) -> dict[str, Commit]:
     Raises:
         CommitError: A commit cannot be read.
     """
-    return {commit.shard: commit for commit in _read_all(output, outputs.COMMITS, _commit_of)}
+    return {commit.shard: commit for commit in read_commits(output)}
+
+
+def read_commits(output: str) -> Iterator[Commit]:
+    """Every commit of an output, sorted by its path, a few in memory at a time.
+
+    Raises:
+        CommitError: A commit cannot be read.
+    """
+    return _read_all(output, outputs.COMMITS, _commit_of)
 
 
 def remove_commit(output: str, shard_id: str) -> None:
@@ -173,11 +183,16 @@ def _write(url: str, record: Commit | Failure) -> None:
     publish.write_bytes(url, encode(record))
 
 
-def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> list[RecordT]:
-    found = files.find(files.join(output, folder))
-    urls = [entry.url for entry in found if entry.name.endswith(".json")]
+def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> Iterator[RecordT]:
+    place = files.join(output, folder)
+    urls = [entry.url for entry in files.find(place) if entry.name.endswith(".json")]
+    if files.local_path(place):  # nothing to wait for
+        yield from (_read(url, parse) for url in urls)
+        return
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda url: _read(url, parse), urls))
+        for start in range(0, len(urls), _AT_ONCE):
+            part = urls[start : start + _AT_ONCE]
+            yield from pool.map(lambda url: _read(url, parse), part)
 
 
 def _read(url: str, parse: Callable[[Any], RecordT]) -> RecordT:

@@ -16,9 +16,9 @@ from capfilt.io import files
 from capfilt.io.commits import (
     Failure,
     InputRecord,
-    list_commits,
     list_failures,
     list_outputs,
+    read_commits,
     remove_failure,
     write_failure,
 )
@@ -128,7 +128,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
     task = Task(_settled(config, models), models, where.output, excluded)
     inputs = _find(where)
-    commits = list_commits(where.output)
+    commits = read_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
     if where.address is not None:
         from capfilt.cluster import connect
@@ -137,7 +137,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     manifest = Manifest.of(
         task, input_url=where.input, human=where.human, human_images=where.human_images
     )
-    settle_manifest(manifest, where.output, plan, is_begun=bool(commits), overwrite=where.overwrite)
+    settle_manifest(manifest, where.output, plan, overwrite=where.overwrite)
     clean_temporary(where.output)
     _announce(plan, inputs, where)
     works = [Work(shard) for shard in plan.todo]
@@ -148,8 +148,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         left = len(works) - where.limit
         works = works[: where.limit]
     total = Tally()
-    for commit in plan.done:
-        total.merge(Tally.from_dict(commit.counts))
+    total.merge(plan.tally)
     has_threshold = config.selection.min_match_prob is not None
     with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
         failed = []
@@ -163,7 +162,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     return Summary(
         output=where.output,
         shards_done=progress.shards_done,
-        shards_before=len(plan.done),
+        shards_before=plan.done,
         shards_failed=tuple(failed),
         unfinished=inputs.unfinished,
         left_by_limit=left,
@@ -251,9 +250,7 @@ def _find(where: Where) -> Inputs:
     return Inputs(shards=shards, unfinished=inputs.unfinished)
 
 
-def settle_manifest(
-    new: Manifest, output_url: str, plan: Plan, *, is_begun: bool, overwrite: bool
-) -> None:
+def settle_manifest(new: Manifest, output_url: str, plan: Plan, *, overwrite: bool) -> None:
     """Write the manifest, unless OUTPUT belongs to another run and may not be overwritten.
 
     Raises:
@@ -270,13 +267,13 @@ def settle_manifest(
             "Use --overwrite, or a new OUTPUT"
         )
     other = old is not None and old.fingerprint != new.fingerprint
-    if old is not None and other and is_begun and not overwrite:
+    if old is not None and other and plan.is_begun and not overwrite:
         raise CommitError(
             f"{output_url} belongs to another run: "
             f"{'; '.join(differences(old.decisive, new.decisive))}. "
             "Use --overwrite, or a new OUTPUT"
         )
-    if old is not None and is_begun and not overwrite:
+    if old is not None and plan.is_begun and not overwrite:
         before, now = root_of(old.input), root_of(new.input)
         if before != now:
             raise CommitError(
@@ -297,7 +294,7 @@ def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:
         "%s: %d shards, %d done, %d to do%s",
         where.input,
         len(inputs.shards),
-        len(plan.done),
+        plan.done,
         len(plan.todo),
         f", {len(plan.stale)} to redo" if plan.stale else "",
     )

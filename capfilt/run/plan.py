@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from capfilt.io.commits import Commit
 from capfilt.shard import InputShard
+from capfilt.tally import Tally
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """Every input shard, in exactly one of four groups: done, todo, stale, damaged."""
 
-    done: tuple[Commit, ...]  # committed with this fingerprint from this very input
-    todo: tuple[InputShard, ...]  # no commit yet
-    stale: tuple[InputShard, ...]  # committed, but the config, a model or the input has changed
-    changed_inputs: tuple[str, ...]  # ids of those stale ones whose input file has changed
-    damaged: tuple[InputShard, ...]  # committed, but a file of theirs is missing or cut
+    done: int = 0  # committed with this fingerprint from this very input
+    todo: tuple[InputShard, ...] = ()  # no commit yet
+    stale: list[InputShard] = field(default_factory=list)  # the config, a model, the input changed
+    changed_inputs: list[str] = field(default_factory=list)  # ids of stale ones of another input
+    damaged: list[InputShard] = field(default_factory=list)  # a file of theirs is missing or cut
+    tally: Tally = field(default_factory=Tally)  # of those that are done
+    is_begun: bool = False  # whether there is any commit, also of shards that the input has not
 
 
 def make_plan(
     shards: Sequence[InputShard],
-    commits: Mapping[str, Commit],
+    commits: Iterable[Commit],
     fingerprint: str,
     sizes: Mapping[str, int],
 ) -> Plan:
@@ -30,32 +33,30 @@ def make_plan(
 
     Args:
         shards: Of the input.
-        commits: Of the output, by shard id.
+        commits: Of the output. Each is let go when it is looked at: there may be 100,000.
         fingerprint: Of the run to come.
         sizes: Of the output's data and ledger files in bytes, by path relative to the output.
 
     An input counts as unchanged when its size and version (etag or modification time) are; where
     it lies may change, so a data set can be mounted elsewhere, or moved with its times kept.
     """
-    done: list[Commit] = []
-    todo: list[InputShard] = []
-    stale: list[InputShard] = []
-    changed_inputs: list[str] = []
-    damaged: list[InputShard] = []
-    for shard in shards:
-        commit = commits.get(shard.id)
-        if commit is None:
-            todo.append(shard)
+    plan = Plan()
+    left = {shard.id: shard for shard in shards}
+    for commit in commits:
+        plan.is_begun = True
+        shard = left.pop(commit.shard, None)
+        if shard is None:
             continue
         seen = commit.input
         same_input = (seen.size_bytes, seen.version) == (shard.size_bytes, shard.version)
-        if same_input and commit.fingerprint == fingerprint:
-            if all(sizes.get(path) == file.size_bytes for path, file in commit.outputs.items()):
-                done.append(commit)
-            else:
-                damaged.append(shard)
-            continue
-        stale.append(shard)
-        if not same_input:
-            changed_inputs.append(shard.id)
-    return Plan(tuple(done), tuple(todo), tuple(stale), tuple(changed_inputs), tuple(damaged))
+        if not same_input or commit.fingerprint != fingerprint:
+            plan.stale.append(shard)
+            if not same_input:
+                plan.changed_inputs.append(shard.id)
+        elif all(sizes.get(path) == file.size_bytes for path, file in commit.outputs.items()):
+            plan.done += 1
+            plan.tally.merge(Tally.from_dict(commit.counts))
+        else:
+            plan.damaged.append(shard)
+    plan.todo = tuple(left.values())
+    return plan

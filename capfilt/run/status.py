@@ -76,7 +76,7 @@ def status(output_url: str) -> Status:
         shards = inputs.shards
         if manifest.human is not None:
             shards += human_shards(manifest.human, manifest.human_images)
-        plan = make_plan(shards, commits, manifest.fingerprint, list_outputs(output_url))
+        plan = make_plan(shards, commits.values(), manifest.fingerprint, list_outputs(output_url))
         pending = sum(shard.id not in failures for shard in (*plan.todo, *plan.damaged))
         damaged_ids = {shard.id for shard in plan.damaged}
         unfinished = len(inputs.unfinished)

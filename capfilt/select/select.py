@@ -12,7 +12,7 @@ from capfilt.config import OutputConfig
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
 from capfilt.io import files
-from capfilt.io.commits import list_commits, list_outputs
+from capfilt.io.commits import list_outputs, read_commits
 from capfilt.io.likeness import EvaluationSet
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
@@ -122,14 +122,13 @@ def select(
     survey = Survey.of(origin, config)
     output = replace(origin.output, images=images and origin.output.images)
     manifest = _manifest(survey, output)
-    commits = list_commits(output_url)
+    commits = read_commits(output_url)
     plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
-    settle_manifest(manifest, output_url, plan, is_begun=bool(commits), overwrite=overwrite)
+    settle_manifest(manifest, output_url, plan, overwrite=overwrite)
     clean_temporary(output_url)
     works = _works(plan)
     total = Tally()
-    for commit in plan.done:
-        total.merge(Tally.from_dict(commit.counts))
+    total.merge(plan.tally)
     has_threshold = manifest.config["selection"]["min_match_prob"] is not None
     with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
         failed = []
@@ -141,7 +140,7 @@ def select(
     return Summary(
         output=output_url,
         shards_done=progress.shards_done,
-        shards_before=len(plan.done),
+        shards_before=plan.done,
         shards_failed=tuple(failed),
         unfinished=(),
         left_by_limit=0,
