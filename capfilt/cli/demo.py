@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from capfilt.cli.app import app
+from capfilt.cli.app import Json, app, print_result
 
 
 @app.command()
@@ -15,9 +15,12 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes; made if absent.")] = Path(
         "demo-output"
     ),
-    pictures: Annotated[int, typer.Option(help="How many.")] = 200,
+    pictures: Annotated[int, typer.Option(help="How many.")] = 300,
+    as_json: Json = False,
 ) -> None:
-    """Make pictures, serve them, ingest, caption and filter them: every part at work, untrained."""
+    """Make a web of pictures, ingest, caption and filter it, and hold it against the truth."""
     from capfilt.demo.demo import demo as run_demo
 
-    run_demo(folder, pictures)
+    result = run_demo(folder, pictures, quiet=as_json)
+    if as_json:
+        print_result(result.to_dict())

@@ -1,9 +1,10 @@
-"""`capfilt demo`: every part at work, from a web site on loopback to a filtered dataset.
+"""`capfilt demo`: every part at work, from a web site on loopback to a better dataset.
 
-    pictures --serve--> ingest --> <folder>/web --run--> <folder>/dataset --verify
+    pictures --serve--> ingest --> <folder>/web --run--> <folder>/dataset --> held against the truth
 
-The models are made on the spot and untrained, so what they write and score is without meaning: a
-demonstration of the machinery, in a minute and without a download.
+The web is the emoji world's (`capfilt.demo.world`): every picture is of a scene that the bundled
+models have not seen, and what is true of it is known. `checkpoint/README.md` says how these were
+trained.
 """
 
 from __future__ import annotations
@@ -11,34 +12,76 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections import Counter
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from capfilt.config import resolve
+from capfilt.config import NONE, resolve
+from capfilt.demo.checker import is_true
 from capfilt.demo.dataset import write_images, write_list
-from capfilt.demo.grammar import words
 from capfilt.demo.serve import serve
-from capfilt.demo.tiny import make_captioner, make_filter, tokenizer
-from capfilt.demo.world import WEB, Picture, draw_pictures
+from capfilt.demo.truth import CAPTION_FALSE, CAPTION_TRUE, Found, judge
+from capfilt.demo.world import EVALUATION, Picture, draw_pictures
 from capfilt.errors import ConfigError
+from capfilt.evaluate.captions import write_captions
+from capfilt.evaluate.pictures import Pictures
 from capfilt.ingest import Ingested, ingest
+from capfilt.models.load import load_captioner
+from capfilt.report.report import report
 from capfilt.run.job import Summary, Where, run
-from capfilt.run.verify import Verification, verify
-from capfilt.show import summary_text, verification_text
+from capfilt.run.verify import verify
 
-_IMAGE_SIZE = 96  # pixels, of the models
-_SIDE = 192  # pixels, of the pictures
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+CAPTIONER, FILTER = CHECKPOINT / "captioner", CHECKPOINT / "filter"
+SIDE = 128  # pixels, of the pictures
+
 _SHARDS = 4
 # What every crawl has besides pictures: a page in place of an image, nothing, and a dead link.
 _FAULTS = {"moved.jpg": b"<!DOCTYPE html><title>Moved</title>", "empty.jpg": b"", "gone.jpg": None}
+_KINDS = {  # of texts, as the table has them
+    "true": "web: true",
+    "lie": "web: one word wrong",
+    "other": "web: another picture's",
+    "junk": "web: junk",
+    "empty": "web: empty",
+    CAPTION_TRUE: "captioner's: true",
+    CAPTION_FALSE: "captioner's: false",
+}
+
+Say = Callable[..., None]
 
 
-def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
-    """Make pictures and models in a folder, run everything over them, and say what came of it.
+@dataclass(frozen=True)
+class Demonstration:
+    """What came of a demo."""
+
+    run: Summary
+    found: Found
+    captions_true: float  # share of greedy captions of the pictures that the checker finds true
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        rounded = {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in self.found.to_dict().items()
+        }
+        captions_true, seconds = round(self.captions_true, 4), round(self.seconds, 1)
+        return {**rounded, "captions_true": captions_true, "seconds": seconds}
+
+
+def demo(
+    folder: str | Path, pictures: int = 300, *, seed: int = 0, quiet: bool = False
+) -> Demonstration:
+    """Make a web of pictures in a folder, run everything over it, and hold it against the truth.
 
     The same call again finds the finished parts and goes on.
 
@@ -46,49 +89,54 @@ def demo(folder: str | Path, pictures: int = 200, *, seed: int = 0) -> Summary:
         folder: Made if absent. It must be empty, or of an earlier call with the same arguments.
         pictures: How many.
         seed: Of the pictures and the run.
+        quiet: Print nothing.
 
     Raises:
         ConfigError: Too few pictures, or the folder is another demo's or somebody else's.
         CapfiltError: A part of the run failed.
     """
-    if pictures < 4:
-        raise ConfigError(f"demo: pictures must be at least 4, is {pictures}")
+    if pictures < 20:
+        raise ConfigError(f"demo: pictures must be at least 20, is {pictures}")
+    began = time.monotonic()
     folder = Path(folder)
     _claim(folder, {"pictures": pictures, "seed": seed})
     transformers_logging.disable_progress_bar()
-    say = Console(highlight=False, soft_wrap=True).print
-    say("[bold]capfilt demo[/bold]: the models are made on the spot and [bold]untrained[/bold].")
-    say("Their captions are nonsense and their scores mean nothing: only the machinery is real.\n")
+    say = Console(highlight=False, soft_wrap=True, quiet=quiet).print
 
     drawn = _draw(folder, pictures, seed)
-    kinds = Counter(picture.web.kind for picture in drawn)
-    say(f"1. Drew {pictures} pictures. Of their web texts {kinds['true']} are true, "
-        f"{kinds['lie']} wrong in one word, {kinds['other']} of another picture, "
-        f"{kinds['junk']} junk, {kinds['empty']} empty.")  # fmt: skip
+    say(f"[bold]1[/bold]  Drew {pictures} pictures and wrote a web text for each as a web would: "
+        "true, false or junk.")  # fmt: skip
+    ingested = _ingest(folder, drawn)
+    failures = ", ".join(f"{count} {escape(name)}" for name, count in ingested.failures.items())
+    say(f"[bold]2[/bold]  Served them on 127.0.0.1 with three URLs broken on purpose; img2dataset "
+        f"fetched {ingested.succeeded} ({failures}).")  # fmt: skip
+    summary = _run(folder, seed)
+    say("[bold]3[/bold]  Wrote a caption for each and dropped what does not match, on Ray with the "
+        "bundled BLIP.")  # fmt: skip
+    checked = verify(str(folder / "dataset"))
+    state = f"{len(checked.problems)} problems" if checked.problems else "all as committed"
+    say(f"[bold]4[/bold]  Read all files of the dataset again: {state}.")
+    found = Found.of(judge(folder / "web", folder / "dataset", drawn))
+    captions_true = greedy_captions_true(CAPTIONER, folder / "pictures", drawn)
+    say("[bold]5[/bold]  Held every text against what the pictures really show:\n")
+    result = Demonstration(summary, found, captions_true, time.monotonic() - began)
+    for part in _shown(result):
+        say(part)
+    page = report(str(folder / "dataset")).url
+    say(f"\nLook at it: {escape(page)}\nYour own data: [bold]capfilt run WEB OUTPUT "
+        "--captioner Salesforce/blip-image-captioning-base "
+        "--filter Salesforce/blip-itm-base-coco[/bold]")  # fmt: skip
+    return result
 
-    names = tokenizer(words())
-    sizes = {"image_size": _IMAGE_SIZE, "patch_size": 16}
-    if not (folder / "captioner" / "config.json").exists():
-        make_captioner(folder / "captioner", names=names, **sizes)
-    if not (folder / "filter" / "config.json").exists():
-        # This seed is one of those with which the scores lie on both sides of one half.
-        make_filter(folder / "filter", seed=1, names=names, **sizes)
-    say("2. Made an untrained captioner and filter.")
 
-    say("3. Serving them on 127.0.0.1, with three URLs broken on purpose. img2dataset downloads,")
-    say("   then capfilt captions and filters on Ray:")
-    found, summary, verified = _bootstrap(folder, drawn, seed)
-    failures = ", ".join(f"{count} {name}" for name, count in found.failures.items())
-    say(f"   Downloaded {found.rows} URLs into {found.shards} shards: "
-        f"{found.succeeded} images, {found.failed} failures ({escape(failures)}).")  # fmt: skip
-    say(summary_text(summary))
-    say("4. Read everything again:")
-    say(verification_text(verified))
-    say(f"\nThe dataset is {folder / 'dataset' / 'data'}, the score of every text beside it in "
-        f"{folder / 'dataset' / 'ledger'}.\nWith trained models: capfilt run {folder / 'web'} OUT "
-        "--captioner Salesforce/blip-image-captioning-base --filter Salesforce/blip-itm-base-coco"
-    )  # fmt: skip
-    return summary
+def greedy_captions_true(captioner: Path, images: Path, pictures: Sequence[Picture]) -> float:
+    """The share of pictures of which a captioner's likeliest words say something true."""
+    options = {"captioner": str(captioner), "filter": NONE, "captions.method": "greedy"}
+    config = resolve(options=options)
+    model = load_captioner(str(captioner), config.captions, seed=0, precision="fp32")
+    names = [picture.file for picture in pictures]
+    written = write_captions(model, names, Pictures(str(images), compute=config.compute))
+    return sum(is_true(written[p.file], p.scene) for p in pictures) / len(pictures)
 
 
 def _claim(folder: Path, arguments: dict[str, int]) -> None:
@@ -105,27 +153,17 @@ def _claim(folder: Path, arguments: dict[str, int]) -> None:
 
 
 def _draw(folder: Path, count: int, seed: int) -> list[Picture]:
-    drawn = list(draw_pictures(count, WEB, seed=seed))
-    write_images(folder / "pictures", drawn, _SIDE)
+    drawn = list(draw_pictures(count, EVALUATION, seed=seed))
+    write_images(folder / "pictures", drawn, SIDE)
     for name, content in _FAULTS.items():
         if content is not None:
             (folder / "pictures" / name).write_bytes(content)
     return drawn
 
 
-def _bootstrap(
-    folder: Path, drawn: list[Picture], seed: int
-) -> tuple[Ingested, Summary, Verification]:
-    config = resolve(
-        options={
-            "captioner": str(folder / "captioner"),
-            "filter": str(folder / "filter"),
-            "seed": seed,
-        }
-    )
+def _ingest(folder: Path, drawn: Sequence[Picture]) -> Ingested:
     rows = len(drawn) + len(_FAULTS)
     per_shard = math.ceil(rows / _SHARDS)
-    web, dataset = str(folder / "web"), str(folder / "dataset")
     with serve(folder / "pictures") as base_url:
         # Another port each time, so another list: what is whole stays, what is not starts anew.
         if len(list((folder / "web").glob("*_stats.json"))) < math.ceil(rows / per_shard):
@@ -133,11 +171,42 @@ def _bootstrap(
                 shutil.rmtree(folder / made, ignore_errors=True)
             faults = dict.fromkeys(_FAULTS, "not a picture")
             write_list(folder / "urls.parquet", drawn, base_url, faults)
-        ingested = ingest(
+        return ingest(
             str(folder / "urls.parquet"),
-            web,
+            str(folder / "web"),
             allow_private_hosts=["127.0.0.1"],
             samples_per_shard=per_shard,
         )
-    summary = run(config, Where(input=web, output=dataset))
-    return ingested, summary, verify(dataset)
+
+
+def _run(folder: Path, seed: int) -> Summary:
+    options = {"captioner": str(CAPTIONER), "filter": str(FILTER), "seed": seed}
+    where = Where(input=str(folder / "web"), output=str(folder / "dataset"))
+    return run(resolve(options=options), where)
+
+
+def _shown(result: Demonstration) -> list[RenderableType]:
+    """The texts by kind, and what they come to."""
+    found = result.found
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("text", "is true", "texts", "kept", ""):
+        table.add_column(name, justify="right" if name in ("texts", "kept") else "left")
+    for kind, name in _KINDS.items():
+        texts, kept = found.texts[kind], found.kept[kind]
+        is_good = kind in ("true", CAPTION_TRUE)
+        share = kept / texts if texts else 0.0
+        bar = "█" * round(20 * share)
+        colour = "green" if is_good else "red"
+        table.add_row(
+            name, "yes" if is_good else "no", str(texts), f"{share:.0%}", f"[{colour}]{bar}[/]"
+        )
+    return [
+        table,
+        f"Of the texts kept [bold]{found.filter_precision:.1%}[/bold] are true, and "
+        f"{found.filter_recall:.1%} of the true ones are kept.",
+        f"Of the captions {found.captions_written_true:.0%} were true when written (nucleus "
+        f"sampling) and {found.captions_kept_true:.0%} of those kept; noise ratio "
+        f"{found.noise_ratio:.0%}. Greedy ones: {result.captions_true:.0%}.",
+        f"The filter tells true from false web texts with an AUC of {found.itm_auc:.3f}, from "
+        f"those with one word wrong {found.itm_auc_hard_lies:.3f}.",
+    ]

@@ -1,14 +1,20 @@
+import json
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from capfilt.demo.demo import demo
+from capfilt.cli import app
+from capfilt.demo.dataset import write_images
+from capfilt.demo.demo import CAPTIONER, CHECKPOINT, demo, greedy_captions_true
 from capfilt.demo.serve import serve
+from capfilt.demo.world import EVALUATION, draw_pictures
 from capfilt.errors import ConfigError
-from capfilt.record import Source, Verdict
 
 pytest.importorskip("img2dataset")
+
+PICTURES = 40
+MEBIBYTE = 2**20
 
 
 def test_serve_gives_the_files_of_a_folder(tmp_path: Path) -> None:
@@ -18,34 +24,61 @@ def test_serve_gives_the_files_of_a_folder(tmp_path: Path) -> None:
     assert url.startswith("http://127.0.0.1:")
 
 
-def test_demo_runs_every_part_and_again_does_nothing(
+def test_demo_shows_every_part_and_again_does_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = demo(tmp_path / "demo", 12)
-    assert "untrained" in capsys.readouterr().out
-    assert summary.tally.read == 12
-    assert summary.shards_failed == ()
-    for verdict in (Verdict.KEPT, Verdict.DROPPED):  # both paths of a filter are shown
-        assert summary.tally.texts[Source.SYNTHETIC, verdict] > 0
-    again = demo(tmp_path / "demo", 12)
-    assert (again.shards_done, again.shards_before) == (0, summary.shards_done)
+    result = demo(tmp_path / "demo", PICTURES)
+    printed = capsys.readouterr().out
+    assert f"fetched {PICTURES}" in printed
+    assert "all as committed" in printed
+    assert "web: one word wrong" in printed
+    assert (tmp_path / "demo/dataset/report.html").is_file()
+    assert result.run.tally.read == PICTURES == result.found.images
+    assert result.found.itm_auc > 0.8  # 0.93 over 400 pictures
+    assert result.found.filter_precision > result.found.captions_written_true
+    again = demo(tmp_path / "demo", PICTURES)
+    assert (again.run.shards_done, again.run.shards_before) == (0, result.run.shards_done)
+    assert again.found == result.found
+    with pytest.raises(ConfigError, match="other arguments"):
+        demo(tmp_path / "demo", PICTURES + 1)
 
 
-def test_demo_of_which_the_download_was_cut_short_starts_it_anew(tmp_path: Path) -> None:
-    summary = demo(tmp_path / "demo", 12)
+def test_demo_of_which_the_download_was_cut_short_starts_it_anew_and_prints_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = demo(tmp_path / "demo", PICTURES, quiet=True)
     (tmp_path / "demo" / "web" / "00003_stats.json").unlink()
-    assert demo(tmp_path / "demo", 12).tally.read == summary.tally.read == 12
+    capsys.readouterr()
+    app(
+        ["demo", str(tmp_path / "demo"), "--pictures", str(PICTURES), "--json"],
+        standalone_mode=False,
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == PICTURES
+    assert found["itm_auc"] == round(first.found.itm_auc, 4)
+    assert {
+        "captions_true", "itm_auc_hard_lies", "noise_ratio", "filter_precision", "filter_recall",
+        "seconds",
+    } <= found.keys()  # fmt: skip
 
 
 def test_demo_leaves_a_folder_of_others_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="not empty"):
-        demo(tmp_path, 12)
-    (tmp_path / "demo.json").write_text("{}")
-    with pytest.raises(ConfigError, match="other arguments"):
-        demo(tmp_path, 12)
+        demo(tmp_path, PICTURES)
 
 
 def test_demo_of_too_few_pictures_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pictures"):
         demo(tmp_path, 3)
+
+
+def test_the_bundled_checkpoint_is_small() -> None:
+    size = sum(file.stat().st_size for file in CHECKPOINT.rglob("*"))
+    assert size < 12 * MEBIBYTE
+
+
+def test_the_bundled_captioner_says_what_is_true_of_scenes_it_has_not_seen(tmp_path: Path) -> None:
+    pictures = list(draw_pictures(200, EVALUATION, seed=5))
+    write_images(tmp_path, pictures, 128)
+    assert greedy_captions_true(CAPTIONER, tmp_path, pictures) >= 0.55  # 0.67 over 400
