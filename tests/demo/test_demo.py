@@ -10,6 +10,7 @@ from capfilt.demo.demo import CAPTIONER, CHECKPOINT, demo, greedy_captions_true
 from capfilt.demo.serve import serve
 from capfilt.demo.world import EVALUATION, draw_pictures
 from capfilt.errors import ConfigError
+from capfilt.record import Source, Verdict
 
 pytest.importorskip("img2dataset")
 
@@ -34,6 +35,9 @@ def test_demo_shows_every_part_and_again_does_nothing(
     assert "web: one word wrong" in printed
     assert (tmp_path / "demo/dataset/report.html").is_file()
     assert result.run.tally.read == PICTURES == result.found.images
+    assert result.run.shards_failed == ()
+    for verdict in (Verdict.KEPT, Verdict.DROPPED):
+        assert result.run.tally.texts[Source.SYNTHETIC, verdict] > 0
     assert result.found.itm_auc > 0.8  # 0.93 over 400 pictures
     assert result.found.filter_precision > result.found.captions_written_true
     again = demo(tmp_path / "demo", PICTURES)
