@@ -24,7 +24,7 @@ from capfilt.cluster import Resources
 from capfilt.errors import CapfiltError, ConfigError, StalledError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit
-from capfilt.run.engine import Done, GaveUp, Outcome, Work, settle
+from capfilt.run.engine import Done, GaveUp, Inbox, Outcome, Work, settle
 from capfilt.run.task import Task
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
@@ -105,6 +105,7 @@ class ClusterEngine:
         self._load_worker = load_worker or _load_worker
         self._needs = needs
         self._slots: list[_Slot] = []
+        self._inbox = Inbox(())
         self._queue: deque[Work] = deque()
         self._suspects: deque[Work] = deque()  # go to a worker that holds nothing else
         self._failed_starts = 0
@@ -119,14 +120,16 @@ class ClusterEngine:
             total.merge(slot.in_flight)
         return total
 
-    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]:
+    def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard on the actors; see the module's docstring for retries."""
-        self._queue.extend(works)
+        self._inbox = Inbox(works)
         try:
             self._slots.extend(self._start() for _ in range(self.workers))
             self._waiting_since = time.monotonic()
             while self._assign():
                 slots = {call: slot for slot in self._slots for call in slot.calls}
+                if not slots:  # every worker waits for the next shard to arrive
+                    time.sleep(1.0)
                 ready, _ = ray.wait(list(slots), num_returns=1, timeout=1.0)
                 for call in ready:
                     outcome = self._finish(slots[call], call)
@@ -160,12 +163,14 @@ class ClusterEngine:
 
     def _assign(self) -> bool:
         """Give every worker what it can take; False when nothing is left to do or to wait for."""
+        self._queue.extend(self._inbox.take())
         for slot in self._slots:
             if self._suspects and slot.loading is None and not slot.running:
                 self._submit(slot, self._suspects.popleft())
             while self._queue and slot.takes_more:
                 self._submit(slot, self._queue.popleft())
-        return bool(self._queue or self._suspects or any(slot.running for slot in self._slots))
+        waiting = self._inbox.is_open or self._queue or self._suspects
+        return bool(waiting or any(slot.running for slot in self._slots))
 
     def _submit(self, slot: _Slot, work: Work) -> None:
         slot.running[slot.actor.process.remote(work.shard, work.redo)] = work

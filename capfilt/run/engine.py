@@ -41,12 +41,31 @@ class GaveUp:
 Outcome = Done | GaveUp
 
 
+class Inbox:
+    """Shards for an engine as they arrive: a None among them means that the next come later."""
+
+    def __init__(self, works: Iterable[Work | None]) -> None:
+        self._works = iter(works)
+        self.is_open = True  # until it is known that no more will come
+
+    def take(self) -> Iterator[Work]:
+        """Those that are there by now; does not wait for others."""
+        for work in self._works:
+            if work is None:
+                return
+            yield work
+        self.is_open = False
+
+
 class Engine(Protocol):
-    """Runs a task over shards. `execute` yields each outcome, and None about once a second."""
+    """Runs a task over shards. `execute` yields each outcome, and None about once a second.
+
+    It takes what `works` gives up to a None and asks again within about a second, until it ends.
+    """
 
     workers: int
 
-    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]: ...
+    def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]: ...
 
     def in_flight(self) -> Tally:
         """Counts of the shards that workers are at."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from capfilt.io.commits import Commit
-from capfilt.run.engine import Done, Outcome, Work, settle
+from capfilt.run.engine import Done, Inbox, Outcome, Work, settle
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 from capfilt.tally import Tally
@@ -32,19 +33,21 @@ class LocalEngine:
     def in_flight(self) -> Tally:
         return self._worker.in_flight()
 
-    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]:
+    def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard; one that raises is tried again until `max_attempts`."""
-        queue = deque(works)
+        inbox, queue = Inbox(works), deque[Work]()
         running: dict[Future[Commit], Work] = {}
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as pool:
             try:
-                while queue or running:
+                queue.extend(inbox.take())
+                while queue or running or inbox.is_open:
                     while queue and len(running) < IN_FLIGHT:
                         work = queue.popleft()
                         future = pool.submit(self._worker.process, work.shard, redo=work.redo)
                         running[future] = work
                     done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                     if not done:
+                        time.sleep(0.0 if running else 1.0)  # it waits for none of none
                         yield None
                     for future in done:
                         work = running.pop(future)
@@ -59,6 +62,7 @@ class LocalEngine:
                             queue.append(outcome)
                         else:
                             yield outcome
+                    queue.extend(inbox.take())
             finally:
                 for future in running:
                     future.cancel()

@@ -30,9 +30,9 @@ class CutEngine:
         """A cut takes seconds a shard: nothing is counted before its commit."""
         return Tally()
 
-    def execute(self, works: Iterable[Work]) -> Iterator[Outcome | None]:
+    def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard; one that raises is tried again until `MAX_ATTEMPTS`."""
-        queue = deque(works)
+        queue = deque(filter(None, works))  # a cut's are all there
         running: dict[Future[Commit], Work] = {}
         # Not forked: Arrow's threads would not come along.
         context = multiprocessing.get_context("spawn")
