@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ast
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
 from capfilt.errors import ConfigError
 
+KINDS = ("jobs", "pipelines")
 _PACKAGE = Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE.parent, _PACKAGE / "_bundled")
 
@@ -28,9 +30,32 @@ def path(name: str) -> Path:
         is_ours = root.name == "_bundled" or (root / "pyproject.toml").exists()
         if is_ours and found.exists():
             return found
-    kind = name.split("/")[0]
-    known = sorted({found.stem for found in _all(kind)})
-    raise ConfigError(f"{name}: not part of capfilt; {kind} has {', '.join(known) or 'nothing'}")
+    raise ConfigError(_unknown(name))
+
+
+def copy(name: str, folder: Path) -> Path:
+    """Put a copy of a bundled file or folder into a folder of the user's, who may change it.
+
+    Raises:
+        ConfigError: Nothing of that name travels with capfilt, or the folder has one already.
+    """
+    if name.split("/")[0] not in KINDS or ".." in Path(name).parts:
+        raise ConfigError(_unknown(name))
+    source = path(name)
+    target = folder / source.name
+    if target.exists():
+        raise ConfigError(f"{target} is there already, and nothing is overwritten: move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+        for file in target.rglob("*.sh"):
+            file.chmod(0o755)  # an installer may have dropped it
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from None
+    return target
 
 
 def stage(name: str) -> dict[str, Any]:
@@ -52,6 +77,12 @@ def trainings() -> dict[str, str]:
             first_line = (ast.get_docstring(tree) or "").partition("\n")[0]
             found[file.stem] = first_line.partition(": ")[2]
     return found
+
+
+def _unknown(name: str) -> str:
+    kinds = [kind for kind in KINDS if name.split("/")[0] == kind] or KINDS
+    known = ", ".join(f"{kind}/{found.name}" for kind in kinds for found in _all(kind))
+    return f"{name}: not part of capfilt; there are {known}"
 
 
 def _all(kind: str) -> list[Path]:

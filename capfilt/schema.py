@@ -21,6 +21,10 @@ from capfilt.errors import ConfigError
 ConfigT = TypeVar("ConfigT")
 Tree = dict[str, Any]
 
+# `key: {FILL_IN: what}` in a file to be filled in: no key takes a mapping of this, nor does any
+# field of Kubernetes, so that whatever reads the file refuses it and says what is asked for.
+FILL_IN = "FILL_IN"
+
 
 def check(condition: bool, message: str) -> None:
     """For `__post_init__`: a message that begins with the name of the field that is wrong.
@@ -185,6 +189,8 @@ def _is_list(hint: Any) -> bool:
 
 
 def _convert(hint: Any, value: Any, key: str, valid: list[str]) -> Any:
+    if isinstance(value, Mapping) and set(value) == {FILL_IN}:
+        raise ConfigError(f"{key}: is to be filled in: {value[FILL_IN]}")
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: must be a section with keys, is {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -42,9 +43,11 @@ def test_installed_catalog_finds_its_own_and_not_a_users_folder(
     (site / "jobs").mkdir()  # somebody else's, beside the installed package
     (site / "jobs" / "nightly_capfilt").mkdir()
     code = (
+        "from pathlib import Path\n"
         "from capfilt import catalog\n"
         "print(catalog.path('jobs/nightly_capfilt/config.yaml'))\n"
         "print(catalog.stage('bootstrap')['bootstrap'].__name__)\n"
+        "print(catalog.copy('jobs/nightly_capfilt', Path('copied')))\n"
         "try: catalog.path('pipelines/nonsense.py')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
@@ -55,23 +58,11 @@ def test_installed_catalog_finds_its_own_and_not_a_users_folder(
         text=True,
         check=True,
     )
-    config, stage, error = done.stdout.splitlines()
+    config, stage, copied, error = done.stdout.splitlines()
     assert Path(config) == site / "capfilt/_bundled/jobs/nightly_capfilt/config.yaml"
     assert stage == "bootstrap"
+    files = {file.name for file in (ROOT / "jobs/nightly_capfilt").iterdir()}
+    assert {file.name for file in (site / copied).iterdir()} == files
+    assert os.access(site / copied / "run.sh", os.X_OK)
     assert error.startswith("ConfigError pipelines/nonsense.py: not part of capfilt")
     assert "bootstrap" in error
-
-
-def test_jobs_config_is_valid() -> None:
-    from capfilt import catalog
-    from capfilt.config import resolve
-
-    config = resolve(yaml_text=catalog.path("jobs/nightly_capfilt/config.yaml").read_text())
-    assert config.captions.method == "nucleus"
-
-
-def test_job_script_names_the_placeholder_that_is_not_filled() -> None:
-    script = ROOT / "jobs/nightly_capfilt/run.sh"
-    done = subprocess.run([script], capture_output=True, text=True, env={}, check=False)
-    assert done.returncode != 0
-    assert "set INPUT" in done.stderr

@@ -39,6 +39,8 @@ def test_build_list_of_sections_and_back() -> None:
         ({"name": "a", "wheels": {"size": 1}}, "wheels: must be a list, is {'size': 1}"),
         ({"name": "a", "wheels": [{"sise": 1}]}, "'wheels[0].sise'; did you mean 'wheels[].size'"),
         ({"name": "a", "wheels": [{}, {"size": -1}]}, "wheels[1].size must be above 0, is -1"),
+        ({"name": {"FILL_IN": "of the car"}}, "name: is to be filled in: of the car"),
+        ({"name": "a", "wheels": [{"size": {"FILL_IN": "cm"}}]}, "wheels[0].size: is to be filled"),
         ({"name": "a", "beta": [1]}, "beta: must be a list of 2, is [1]"),
         ({"name": "a", "beta": [1, "b"]}, "beta[1]: must be of type float, is 'b'"),
     ],
