@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from capfilt.config import CaptionConfig, ComputeConfig, ScoringConfig, SelectionConfig
+from capfilt.demo.nouns import NOUNS, choose_nouns
 from capfilt.schema import build, check, merge, parse_overrides, parse_yaml, to_dict
 from capfilt.train.config import (
     CaptionerFinetuneConfig,
@@ -30,11 +31,13 @@ class WorldConfig:
     human: int = 0
     evaluation: int = 0
     side: int = 96  # pixels, of a picture
+    nouns: int = len(NOUNS)  # kinds of things in it; fewer are learnt in fewer steps
     seed: int = 0  # another world for each; the same for all seeds of the experiment
 
     def __post_init__(self) -> None:
         for name in ("human", "evaluation"):
             check(not self.web or getattr(self, name) >= 2, f"{name} must be at least 2")
+        choose_nouns(self.nouns)
         check(self.web >= 0, f"web must be 0 (none) or more, is {self.web}")
 
 

@@ -102,6 +102,7 @@ def make(folder: Path, world: WorldConfig) -> bool:
         evaluation=world.evaluation,
         seed=world.seed,
         side=world.side,
+        nouns=world.nouns,
     )
     lines = vocabulary([*words(), *web_words(), *_PROMPT.split()])
     write_bytes(str(folder / "vocab.txt"), ("\n".join(lines) + "\n").encode())

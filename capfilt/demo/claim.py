@@ -15,7 +15,7 @@ A claim is true if everything that it says is:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, THING_COLOURS
@@ -88,14 +88,16 @@ def draw_claim(scene: Scene, rng: random.Random) -> Claim:
     return rng.choice(true) if true and rng.random() < 0.7 else claim
 
 
-def draw_lie(claim: Claim, scene: Scene, rng: random.Random) -> tuple[Claim, str]:
-    """Make one word of a true claim wrong.
+def draw_lie(
+    claim: Claim, scene: Scene, rng: random.Random, nouns: Sequence[str] = tuple(NOUNS)
+) -> tuple[Claim, str]:
+    """Make one word of a true claim wrong; a wrong noun is one of `nouns`.
 
     Returns:
         A claim that does not hold, and what is wrong in it: noun, count, colour or relation.
     """
     makers: dict[str, Callable[[], Claim]] = {
-        "noun": lambda: _other_noun(claim, rng),
+        "noun": lambda: _other_noun(claim, rng, nouns),
         "count": lambda: _other_count(claim, rng),
     }
     if claim.relation:
@@ -133,11 +135,11 @@ def _is_background(said: Background, there: Background) -> bool:
     return said.pattern in ("", there.pattern) and said.colour in ("", there.colour)
 
 
-def _other_noun(claim: Claim, rng: random.Random) -> Claim:
+def _other_noun(claim: Claim, rng: random.Random, nouns: Sequence[str]) -> Claim:
     number = rng.randrange(len(claim.mentions))
     mention = claim.mentions[number]
-    nouns = [n.name for n in NOUNS.values() if n.colours or not mention.colour]
-    unused = sorted(set(nouns) - {m.noun for m in claim.mentions})
+    fitting = {name for name in nouns if NOUNS[name].colours or not mention.colour}
+    unused = sorted(fitting - {m.noun for m in claim.mentions})
     return _with_mention(claim, number, replace(mention, noun=rng.choice(unused)))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capfilt.demo.nouns import NOUNS, choose_nouns
 from capfilt.demo.render import render_jpeg
 from capfilt.demo.web import WebMix
 from capfilt.demo.world import (
@@ -45,6 +46,7 @@ def make_world(
     seed: int = 0,
     side: int = SIDE,
     mix: WebMix | None = None,
+    nouns: int = len(NOUNS),
 ) -> None:
     """Write all three splits below a folder.
 
@@ -56,14 +58,17 @@ def make_world(
         seed: Another world for each.
         side: Of an image, in pixels.
         mix: How often a web text is of which kind; None for the defaults.
+        nouns: How many kinds of things there are.
     """
-    drawn = list(draw_pictures(web, WEB, seed=seed, mix=mix or WebMix()))
+    names = choose_nouns(nouns)
+    drawn = list(draw_pictures(web, WEB, seed=seed, mix=mix or WebMix(), nouns=names))
     write_shards(folder / "web", drawn, side)
     write_truth(folder / "web-truth.jsonl", drawn)
-    write_human(folder / "human", list(draw_pictures(human, HUMAN, seed=seed)), side)
-    unseen = list(draw_pictures(evaluation, EVALUATION, seed=seed))
+    people = list(draw_pictures(human, HUMAN, seed=seed, nouns=names))
+    write_human(folder / "human", people, side)
+    unseen = list(draw_pictures(evaluation, EVALUATION, seed=seed, nouns=names))
     write_human(folder / "evaluation", unseen, side)
-    write_pairs(folder / "evaluation" / "pairs.json", unseen, EVALUATION, seed)
+    write_pairs(folder / "evaluation" / "pairs.json", unseen, EVALUATION, seed, names)
     write_truth(folder / "evaluation" / "truth.jsonl", unseen)
 
 
@@ -117,7 +122,13 @@ def write_human(folder: Path, pictures: Sequence[Picture], side: int = SIDE) -> 
     (folder / "captions.json").write_text(json.dumps(rows, indent=0))
 
 
-def write_pairs(path: Path, pictures: Sequence[Picture], split: str, seed: int = 0) -> None:
+def write_pairs(
+    path: Path,
+    pictures: Sequence[Picture],
+    split: str,
+    seed: int = 0,
+    nouns: Sequence[str] = tuple(NOUNS),
+) -> None:
     """Write labelled pairs for `capfilt evaluate filter`, four of each picture: see `draw_pairs`.
 
     Beside image, caption and label (1: true) each has its kind, and what is wrong in a lie.
@@ -126,7 +137,7 @@ def write_pairs(path: Path, pictures: Sequence[Picture], split: str, seed: int =
         {"image": picture.file, "caption": web.content, "label": int(web.kind == "true"),
          "kind": web.kind, "wrong": web.wrong}
         for picture in pictures
-        for web in draw_pairs(picture, split, seed)
+        for web in draw_pairs(picture, split, seed, nouns)
     ]  # fmt: skip
     path.write_text(json.dumps(rows, indent=0))
 

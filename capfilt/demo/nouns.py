@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from capfilt.errors import ConfigError
+
 # A plural that is not noun + s stands after a slash.
 _DRAWN = """
     dog 🐶, cat 🐱, mouse/mice 🐭, rabbit 🐰, fox/foxes 🦊, bear 🐻, panda 🐼, lion 🦁,
@@ -61,6 +63,18 @@ def _read(table: str, colours: tuple[str, ...]) -> list[Noun]:
 
 
 NOUNS = {noun.name: noun for noun in [*_read(_DRAWN, ()), *_read(_DYED, tuple(THING_COLOURS))]}
+
+
+def choose_nouns(count: int) -> tuple[str, ...]:
+    """So many of `NOUNS`, evenly from all of the list: a smaller world, with things that are dyed.
+
+    Raises:
+        ConfigError: Fewer than four, or more than there are.
+    """
+    names = tuple(NOUNS)
+    if not 4 <= count <= len(names):
+        raise ConfigError(f"nouns: between 4 and {len(names)}, is {count}")
+    return tuple(names[number * len(names) // count] for number in range(count))
 
 
 def article(following: str) -> str:

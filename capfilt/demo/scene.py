@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,15 +110,34 @@ def direction(one: Group, other: Group) -> str:
     return "above" if down < 0 else "below"
 
 
-def draw_scene(rng: random.Random) -> Scene:
-    """Draw a scene; only `rng` decides."""
+def draw_scene(rng: random.Random, nouns: Sequence[str] = tuple(NOUNS)) -> Scene:
+    """Draw a scene of some of these nouns; only `rng` decides."""
     while True:
         boxes = list(rng.choice(_LAYOUTS[rng.choices(*_GROUPS)[0]]))
         rng.shuffle(boxes)
-        nouns = rng.sample(list(NOUNS), len(boxes))
-        groups = [_draw_group(n, b, rng) for n, b in zip(nouns, boxes, strict=True)]
-        if all(_is_clear(a, b) for a in groups for b in groups if a is not b):
-            return Scene(tuple(groups), _draw_background(rng))
+        groups = _draw_groups(rng.sample(list(nouns), len(boxes)), boxes, rng)
+        if groups:
+            return Scene(groups, _draw_background(rng))
+
+
+def draw_variation(scene: Scene, rng: random.Random) -> Scene:
+    """Draw a scene of the same nouns and background: all else may be another."""
+    nouns = [group.noun for group in scene.groups]
+    while True:
+        boxes = list(rng.choice(_LAYOUTS[len(nouns)]))
+        rng.shuffle(boxes)
+        groups = _draw_groups(nouns, boxes, rng)
+        if groups:
+            return Scene(groups, scene.background)
+
+
+def _draw_groups(
+    nouns: Sequence[str], boxes: Sequence[_Box], rng: random.Random
+) -> tuple[Group, ...] | None:
+    """A group in each box; None where two of them lie in no clear direction."""
+    groups = tuple(_draw_group(n, b, rng) for n, b in zip(nouns, boxes, strict=True))
+    is_clear = all(_is_clear(a, b) for a in groups for b in groups if a is not b)
+    return groups if is_clear else None
 
 
 def _draw_group(noun: str, box: _Box, rng: random.Random) -> Group:

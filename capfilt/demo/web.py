@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from capfilt.demo.claim import Claim, draw_claim, draw_lie
 from capfilt.demo.grammar import say, say_tersely
+from capfilt.demo.nouns import NOUNS
 from capfilt.demo.scene import Scene
 from capfilt.errors import ConfigError
 
@@ -66,7 +67,13 @@ class WebText:
     wrong: str = ""
 
 
-def write_text(kind: str, scene: Scene, others: Iterator[Scene], rng: random.Random) -> WebText:
+def write_text(
+    kind: str,
+    scene: Scene,
+    others: Iterator[Scene],
+    rng: random.Random,
+    nouns: Sequence[str] = tuple(NOUNS),
+) -> WebText:
     """Write the alt text of a picture.
 
     Args:
@@ -74,15 +81,16 @@ def write_text(kind: str, scene: Scene, others: Iterator[Scene], rng: random.Ran
         scene: What the picture shows.
         others: Endless other pictures' scenes; the first whose text is false here is taken.
         rng: Decides everything else.
+        nouns: Of the world.
     """
     if kind == "true":
-        return WebText(_write(draw_claim(scene, rng), rng), kind)
+        return WebText(write_claim(draw_claim(scene, rng), rng), kind)
     if kind == "lie":
-        lie, wrong = draw_lie(draw_claim(scene, rng), scene, rng)
-        return WebText(_write(lie, rng), kind, wrong)
+        lie, wrong = draw_lie(draw_claim(scene, rng), scene, rng, nouns)
+        return WebText(write_claim(lie, rng), kind, wrong)
     if kind == "other":
         claims = (draw_claim(other, rng) for other in others)
-        return WebText(_write(next(c for c in claims if not c.holds(scene)), rng), kind)
+        return WebText(write_claim(next(c for c in claims if not c.holds(scene)), rng), kind)
     return WebText(_junk(rng) if kind == "junk" else "", kind)
 
 
@@ -106,7 +114,8 @@ def statement(text: str) -> str:
     return text
 
 
-def _write(claim: Claim, rng: random.Random) -> str:
+def write_claim(claim: Claim, rng: random.Random) -> str:
+    """A claim as a web has it: a sentence or a label, with or without a shop's words."""
     phrasing: Callable[[Claim, random.Random], str] = rng.choice((say, say_tersely))
     text = phrasing(claim, rng)
     return rng.choice(_SHOP).format(text) if rng.random() < 0.4 else text

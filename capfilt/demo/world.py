@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from capfilt.demo.grammar import caption
+from capfilt.demo.nouns import NOUNS
 from capfilt.demo.scene import Scene, draw_scene
 from capfilt.demo.web import KINDS, WebMix, WebText, write_text
 
 WEB, HUMAN, EVALUATION = "web", "human", "evaluation"
 SIDE = 96  # pixels, of an image unless told
 _MIX = WebMix()
+_ALL = tuple(NOUNS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ class Picture:
 
 
 def draw_pictures(
-    count: int, split: str, *, seed: int = 0, captions: int = 5, mix: WebMix = _MIX
+    count: int,
+    split: str,
+    *,
+    seed: int = 0,
+    captions: int = 5,
+    mix: WebMix = _MIX,
+    nouns: Sequence[str] = _ALL,
 ) -> Iterator[Picture]:
     """Draw pictures, one after the other.
 
@@ -58,38 +66,47 @@ def draw_pictures(
         seed: Another world for each.
         captions: Human captions of each picture, no two alike.
         mix: How often a web text is of which kind.
+        nouns: Of all that is in the world.
     """
     for number in range(count):
         rng = random.Random(f"{seed}/{split}/{number}/texts")
-        scene = scene_at(number, split, seed)
+        scene = scene_at(number, split, seed, nouns)
         human: dict[str, None] = {}
         while len(human) < captions:
             human[caption(scene, rng)] = None
-        web = _write(mix.draw(rng), scene, number, split, seed, rng)
+        web = _write(mix.draw(rng), scene, number, split, seed, rng, nouns)
         yield Picture(f"{number:06d}", scene, tuple(human), web)
 
 
-def scene_at(number: int, split: str, seed: int) -> Scene:
+def scene_at(number: int, split: str, seed: int, nouns: Sequence[str] = _ALL) -> Scene:
     """The scene of a picture."""
     rng = random.Random(f"{seed}/{split}/{number}")
     while True:
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, nouns)
         if scene.is_held_out == (split == EVALUATION):
             return scene
 
 
-def draw_pairs(picture: Picture, split: str, seed: int = 0) -> list[WebText]:
+def draw_pairs(
+    picture: Picture, split: str, seed: int = 0, nouns: Sequence[str] = _ALL
+) -> list[WebText]:
     """More web texts for a picture that `draw_pictures` gave: one of every kind but empty."""
     number = int(picture.key)
     rng = random.Random(f"{seed}/{split}/{number}/pairs")
     kinds = [kind for kind in KINDS if kind != "empty"]
-    return [_write(kind, picture.scene, number, split, seed, rng) for kind in kinds]
+    return [_write(kind, picture.scene, number, split, seed, rng, nouns) for kind in kinds]
 
 
 def _write(
-    kind: str, scene: Scene, number: int, split: str, seed: int, rng: random.Random
+    kind: str,
+    scene: Scene,
+    number: int,
+    split: str,
+    seed: int,
+    rng: random.Random,
+    nouns: Sequence[str],
 ) -> WebText:
     """A web text; "another picture" is one of the thousand that follow in the split."""
     start = number + 1 + rng.randrange(1000)
-    others = (scene_at(other, split, seed) for other in itertools.count(start))
-    return write_text(kind, scene, others, rng)
+    others = (scene_at(other, split, seed, nouns) for other in itertools.count(start))
+    return write_text(kind, scene, others, rng, nouns)
