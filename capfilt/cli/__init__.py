@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import sys
 
-from capfilt.cli.app import app, speaker
+from capfilt.cli.app import app, say, speaker
 
 # Commands stand in `capfilt --help` in this order.
 # isort: off
-from capfilt.cli import run, report, select, diff, export, ingest, train, evaluate, convert, copy, demo  # noqa: F401
+from capfilt.cli import run, report, select, diff, export  # noqa: F401
+from capfilt.cli import ingest, train, evaluate, convert, copy, demo  # noqa: F401
 
 # isort: on
 from capfilt.errors import CapfiltError, TrainingError
-from capfilt.text import printable
 
 INTERRUPTED = 130  # typer's exit code for Ctrl-C
 
@@ -29,22 +29,17 @@ def main() -> None:
     except CapfiltError as error:
         if _debugging():
             raise
-        print(printable(f"capfilt: {speaker()}{error}"), file=sys.stderr)
+        say(str(error))
         sys.exit(1 if isinstance(error, TrainingError) else 2)
     except Exception as error:
         if _debugging():
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(
-            printable(f"capfilt: {speaker()}unexpected {what} (capfilt --debug ... shows where)"),
-            file=sys.stderr,
-        )
+        say(f"unexpected {what} (capfilt --debug ... shows where)")
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED and not speaker():
-            print(
-                "capfilt: interrupted; the same command goes on where it stopped", file=sys.stderr
-            )
+            say("interrupted; the same command goes on where it stopped")
         raise
 
 

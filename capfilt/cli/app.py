@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from capfilt import __version__
+from capfilt import __version__, logs
 from capfilt.errors import ConfigError
 from capfilt.text import printable
 
@@ -36,24 +35,25 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    log_format: Annotated[
+        str, typer.Option(envvar=logs.ENVIRONMENT, help="text, or json: a JSON object per line.")
+    ] = "text",
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("capfilt").setLevel(logging.DEBUG if debug else logging.INFO)
+    logs.set_up(log_format, debug=debug)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-class _Printable(logging.Formatter):
-    """Names and messages come from strangers, too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+def say(message: str) -> None:
+    """The last line of a command that ends with an error."""
+    if logs.is_json():
+        logs.log.error(message)
+    else:
+        print(printable(f"capfilt: {speaker()}{message}"), file=sys.stderr)
 
 
 def speaker() -> str:

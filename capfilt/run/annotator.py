@@ -12,6 +12,7 @@ from capfilt.config import RunConfig, SelectionConfig
 from capfilt.models.images import PixelSpec
 from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Score, Source, Text, Verdict
 from capfilt.run.fitting import Fitting
+from capfilt.run.meter import Meter
 from capfilt.selection import judge
 from capfilt.text import normalise
 
@@ -54,12 +55,13 @@ class Annotator:
     """Captions, scores and judges. Safe to call from several threads."""
 
     def __init__(
-        self, config: RunConfig, captioner: Captioner | None, filter_: Filter | None
+        self, config: RunConfig, captioner: Captioner | None, filter_: Filter | None, meter: Meter
     ) -> None:
         self.captioner = captioner
         self.filter = filter_
         self.specs = tuple({model.pixels for model in (captioner, filter_) if model is not None})
-        self._fitting = Fitting()
+        self.fitting = Fitting()
+        self._meter = meter
         self._rule = config.selection
         self._max_words = config.scoring.max_words
 
@@ -72,7 +74,7 @@ class Annotator:
         rule = SelectionConfig(min_match_prob=None) if is_human else self._rule
         describe = self._web_texts if is_human else self._described
         good = [d for d in batch if d.judged is None and is_good(d.sample)]
-        texts = iter(self._fitting.in_parts(describe, good))
+        texts = iter(self.fitting.in_parts(describe, good))
         return [
             decoded.judged
             or (
@@ -89,8 +91,10 @@ class Annotator:
     def _described(self, good: Sequence[Decoded]) -> list[list[Text]]:
         """The texts of images that fit into memory together, captions among them, scored."""
         texts = self._web_texts(good)
-        self._caption(good, texts)
-        self._score(good, texts)
+        with self._meter.stage("caption"):
+            self._caption(good, texts)
+        with self._meter.stage("score"):
+            self._score(good, texts)
         return texts
 
     def _caption(self, good: Sequence[Decoded], texts: Sequence[list[Text]]) -> None:

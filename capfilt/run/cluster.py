@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.util.metrics
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from capfilt.cluster import Resources
@@ -25,6 +26,7 @@ from capfilt.errors import CapfiltError, ConfigError, StalledError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit
 from capfilt.run.engine import Done, GaveUp, Inbox, Outcome, Work, settle
+from capfilt.run.metrics import DriverExport, WorkerExport
 from capfilt.run.task import Task
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
@@ -56,12 +58,15 @@ class Actor:
     """A `Worker` as Ray sees it. Loading is a call, so that its error arrives whole."""
 
     def load(self, task: Task, load_worker: LoadWorker, cpus: int) -> None:
-        self._worker = load_worker(task, cpus)
+        self._worker = worker = load_worker(task, cpus)
+        tags = {"run": task.output_url, "worker": worker.name, "device": worker.device}
+        self._export = WorkerExport(worker.meter, ray.util.metrics, tags)
 
     def process(self, shard: InputShard, redo: bool) -> Commit:
         return self._worker.process(shard, redo=redo)
 
     def in_flight(self) -> Tally:
+        self._export.refresh()
         return self._worker.in_flight()
 
 
@@ -123,6 +128,7 @@ class ClusterEngine:
     def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard on the actors; see the module's docstring for retries."""
         self._inbox = Inbox(works)
+        self._export = DriverExport(ray.util.metrics, self._task.output_url)
         try:
             self._slots.extend(self._start() for _ in range(self.workers))
             self._waiting_since = time.monotonic()
@@ -134,10 +140,16 @@ class ClusterEngine:
                 for call in ready:
                     outcome = self._finish(slots[call], call)
                     if outcome is not None:
+                        self._export.count("done" if isinstance(outcome, Done) else "failed")
                         yield outcome
                 if time.monotonic() - self._polled_at > 1.0:
                     self._polled_at = time.monotonic()
                     self._poll()
+                    self._export.refresh(
+                        waiting=len(self._queue) + len(self._suspects),
+                        in_flight=sum(len(slot.running) for slot in self._slots),
+                        workers=sum(slot.loading is None for slot in self._slots),
+                    )
                     self._say_if_waiting()
                     yield None
         finally:
@@ -201,6 +213,7 @@ class ClusterEngine:
         outcome = settle(work, error, max_attempts=self._task.config.compute.max_attempts)
         if isinstance(outcome, GaveUp):
             return outcome
+        self._export.count("retried")
         (self._suspects if outcome.suspect else self._queue).append(outcome)
         return None
 
@@ -252,5 +265,5 @@ class ClusterEngine:
                 with suppress(RayError):  # its death, if it is that, arrives with its shards
                     slot.in_flight = ray.get(slot.poll)
                 slot.poll = None
-            if slot.poll is None and slot.running:
+            if slot.poll is None and slot.loading is None:  # an idle one has figures, too
                 slot.poll = slot.actor.in_flight.remote()

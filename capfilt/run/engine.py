@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from capfilt.errors import CapfiltError, ConfigError, ModelError
 from capfilt.io.commits import Commit
+from capfilt.logs import about
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
+
+log = logging.getLogger("capfilt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,14 @@ def settle(work: Work, error: BaseException, *, max_attempts: int) -> Work | Gav
         raise error
     attempts = work.attempts + 1
     if attempts < max_attempts:
+        log.warning(
+            "shard %s is tried again (%d of %d failed): %s",
+            work.shard.id,
+            attempts,
+            max_attempts,
+            one_line(error),
+            extra=about(shard=work.shard.id, attempts=attempts),
+        )
         return replace(work, attempts=attempts)
     return GaveUp(work.shard, attempts, one_line(error))
 

@@ -14,6 +14,7 @@ depend on how many cores there are.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -36,11 +37,13 @@ from capfilt.io.likeness import likeness
 from capfilt.io.partial import Known, Partial, recalled
 from capfilt.io.reader import read_samples
 from capfilt.io.writer import DataWriter, open_writer
+from capfilt.logs import about
 from capfilt.models import images
 from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Verdict
 from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter, is_good
 from capfilt.run.fitting import limit_memory
 from capfilt.run.flow import ahead, in_order
+from capfilt.run.meter import Meter
 from capfilt.run.task import Task
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
@@ -48,6 +51,8 @@ from capfilt.tally import Tally
 BATCHES_AHEAD = 2  # decoded batches that wait for the models, per shard in flight
 LARGE_PIXELS = 2**24  # decoded one at a time: each may take 16 bytes a pixel for a moment
 CUDA_BATCH, CPU_BATCH = 64, 8  # images, where the config leaves it open
+
+log = logging.getLogger("capfilt")
 
 
 class Worker:
@@ -71,8 +76,9 @@ class Worker:
         """
         self.task = task
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self._device = _device()
-        self.annotator = Annotator(task.config, captioner, filter_)
+        self.device = _device()
+        self.meter = Meter(lanes=batches_at_once)
+        self.annotator = Annotator(task.config, captioner, filter_, self.meter)
         compute = task.config.compute
         cuda = torch.cuda.is_available()
         self._batch_size = compute.batch_size or (CUDA_BATCH if cuda else CPU_BATCH)
@@ -128,6 +134,7 @@ class Worker:
             StalledError: Nothing came of it for `read_timeout_s`; a thread of it still hangs.
         """
         started = time.monotonic()
+        log.debug("shard %s begins", shard.id, extra=about(shard=shard.id, worker=self.name))
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
         if redo:
@@ -143,6 +150,7 @@ class Worker:
             ):
                 known = aside.recall()
                 self._flow(shard, known, partial(self._write, data, ledger, tally, aside))
+                flowed = time.monotonic()
                 check_unchanged(shard)
             commit = Commit(
                 shard=shard.id,
@@ -157,11 +165,12 @@ class Worker:
                 telemetry={
                     "seconds": round(time.monotonic() - started, 3),
                     "worker": self.name,
-                    "device": self._device,
+                    "device": self.device,
                     "ended": round(time.time(), 3),
                 },
             )
             write_commit(root, commit)
+            self.meter.add("publish", time.monotonic() - flowed)
             aside.remove()
         return commit
 
@@ -187,6 +196,7 @@ class Worker:
         try:
             yield tally
         finally:
+            self.meter.forget(shard.id)
             with self._lock:
                 del self._tallies[shard.id]
 
@@ -209,7 +219,7 @@ class Worker:
 
     def _flow(self, shard: InputShard, known: Sequence[Known], write: partial[None]) -> None:
         """Run a shard through the stages, each in threads of its own."""
-        annotate = partial(self.annotator.annotate, source=shard.source)
+        annotate = partial(self._annotate, shard)
         timeout_s = self.task.config.compute.read_timeout_s
         decoded = self._batches(shard, known)
         try:
@@ -241,14 +251,24 @@ class Worker:
             batch.append(decoded)
             good += is_good(decoded.sample)
             if good == self._batch_size or len(batch) == 4 * self._batch_size:
+                self.meter.queue(shard.id, 1)
                 yield batch
                 batch, good = [], 0
         if batch:
+            self.meter.queue(shard.id, 1)
             yield batch
+
+    def _annotate(self, shard: InputShard, batch: Sequence[Decoded]) -> list[Annotated]:
+        self.meter.queue(shard.id, -1)
+        annotated = self.annotator.annotate(batch, shard.source)
+        made = zip(batch, annotated, strict=True)
+        self.meter.count(judged for decoded, judged in made if decoded.judged is None)
+        return annotated
 
     def _samples(self, shard: InputShard) -> Iterator[Sample]:
         duplicates = self.task.duplicates.get(shard.id, {})
-        for number, sample in enumerate(read_samples(shard, self.task.config.images)):
+        samples = self.meter.each("read", read_samples(shard, self.task.config.images))
+        for number, sample in enumerate(samples):
             yield replace(sample, unwanted=duplicates.get(number))
 
     def _decode(self, item: tuple[Sample, Known | None]) -> Decoded:
@@ -280,8 +300,9 @@ class Worker:
         return excluded is not None and excluded.has(likeness(image, look=excluded.looks))
 
     def _pixels(self, image: bytes) -> dict[images.PixelSpec, torch.Tensor]:
-        rgb = images.decode(image, self.task.config.images)
-        return {spec: images.fit(rgb, spec) for spec in self.annotator.specs}
+        with self.meter.stage("decode"):
+            rgb = images.decode(image, self.task.config.images)
+            return {spec: images.fit(rgb, spec) for spec in self.annotator.specs}
 
     def _write(
         self,
@@ -291,11 +312,12 @@ class Worker:
         aside: Partial,
         batch: Sequence[Annotated],
     ) -> None:
-        for annotated in batch:
-            ledger.write(annotated)
-            if annotated.verdict is Verdict.KEPT:
-                data.write(annotated)
-        aside.add(batch)
+        with self.meter.stage("write"):
+            for annotated in batch:
+                ledger.write(annotated)
+                if annotated.verdict is Verdict.KEPT:
+                    data.write(annotated)
+            aside.add(batch)
         with self._lock:
             for annotated in batch:
                 tally.add(annotated)
