@@ -1,8 +1,62 @@
 #!/usr/bin/env bash
-# Takes what is new in INPUT since the last night. From cron, each night at two:
-#   0 2 * * *  INPUT=s3://bucket/web OUTPUT=s3://bucket/dataset /path/to/nightly_capfilt/run.sh
+# Takes what is new: ingest, run, report. With names of steps, those alone: run.sh run report
+# Run it again at any time: what is done stays, what is missing is made.
+# Exit codes are capfilt's: 0 all done, 1 some shards failed, 2 wrong places, config or models.
 set -euo pipefail
-: "${INPUT:?set INPUT to the folder that img2dataset writes}"
-: "${OUTPUT:?set OUTPUT to the folder of the dataset}"
-exec capfilt run "$INPUT" "$OUTPUT" \
-    --config "$(dirname "$0")/config.yaml" ${RAY_CLUSTER:+--address "$RAY_CLUSTER"}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+while IFS='=' read -r name value; do
+    if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
+done < "$here/job.env"
+: "${INPUT:?set it in job.env: the folder of img2dataset shards}"
+: "${OUTPUT:?set it in job.env: the folder of the dataset}"
+
+# Runs a command, which gets the signals that this script gets, and remembers the worst exit code.
+worst=0 child='' stopped=''
+attempt() {
+    local code=0
+    if [[ $stopped ]]; then exit 130; fi
+    "$@" &
+    child=$!
+    wait "$child" || code=$?
+    if [[ $stopped ]]; then
+        wait "$child" || true
+        exit 130
+    fi
+    if (( code > worst )); then worst=$code; fi
+    return "$code"
+}
+trap 'stopped=1; if [[ $child ]]; then kill -TERM "$child" 2> /dev/null || true; fi' TERM INT
+
+ingest() {
+    local list
+    for list in ${URLS:+"$URLS"/*.parquet}; do
+        if [[ ! -e $list ]]; then
+            echo "run.sh: URLS=$URLS: no list of URLs there, *.parquet" >&2
+            worst=2
+        elif [[ ! -e $list.done ]] &&
+            attempt capfilt ingest "$list" "$INPUT/$(basename "$list" .parquet)"; then
+            touch "$list.done"
+        fi
+    done
+}
+
+run() {
+    attempt capfilt run "$INPUT" "$OUTPUT" --config "$here/config.yaml" \
+        ${RAY_CLUSTER:+--address "$RAY_CLUSTER"} \
+        ${GPUS_PER_WORKER:+--gpus-per-worker "$GPUS_PER_WORKER"} || (( $? == 1 )) || exit "$worst"
+}
+
+report() {
+    attempt capfilt report "$OUTPUT" || true
+}
+
+if (( $# == 0 )); then set -- ingest run report; fi
+for step in "$@"; do
+    case $step in
+        ingest) ingest ;;
+        run) run ;;
+        report) report ;;
+        *) echo "run.sh: $step is no step: ingest, run, report" >&2; exit 2 ;;
+    esac
+done
+exit "$worst"

@@ -1,0 +1,31 @@
+"""Airflow 3: each morning BLIP is trained further, until it is finished.
+
+This folder goes into Airflow's dags folder: capfilt copy jobs/pretrain_blip "$AIRFLOW_HOME/dags".
+Its workers have capfilt on their PATH; job.env says where Ray is.
+"""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from shlex import quote
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG, chain
+
+RUN = Path(__file__).resolve().parent / "run.sh"
+STEPS = ("train",)
+
+with DAG(
+    "pretrain_blip",
+    schedule="0 6 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=10)},
+) as dag:
+    # Airflow ends a task by SIGTERM, which run.sh hands on.
+    chain(
+        *(
+            BashOperator(task_id=step, bash_command=f"bash {quote(str(RUN))} {step}")
+            for step in STEPS
+        )
+    )

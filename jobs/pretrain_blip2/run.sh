@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Trains both stages until they are finished; finished ones are nothing to do, another OUT is another
+# training. With the name of a stage, that one alone: run.sh stage1
+# Run it again at any time: it goes on from the last checkpoint.
+# Exit codes are capfilt's: 0 done, 1 the training cannot go on, 2 wrong places, config or models,
+# 130 stopped.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+while IFS='=' read -r name value; do
+    if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
+done < "$here/job.env"
+: "${OUT:?set it in job.env: the folder of the training, which every machine sees}"
+: "${IMAGE_ENCODER:?set it in job.env: the image encoder that stays as it is}"
+: "${BERT:?set it in job.env: what the Q-Former begins with}"
+: "${LANGUAGE_MODEL:?set it in job.env: the language model that stays as it is}"
+
+# Runs a command, which gets the signals that this script gets, and remembers the worst exit code.
+worst=0 child='' stopped=''
+attempt() {
+    local code=0
+    if [[ $stopped ]]; then exit 130; fi
+    "$@" &
+    child=$!
+    wait "$child" || code=$?
+    if [[ $stopped ]]; then
+        wait "$child" || true
+        exit 130
+    fi
+    if (( code > worst )); then worst=$code; fi
+    return "$code"
+}
+trap 'stopped=1; if [[ $child ]]; then kill -TERM "$child" 2> /dev/null || true; fi' TERM INT
+
+train() {
+    attempt capfilt train "$@" --config "$here/config.yaml" \
+        ${RAY_CLUSTER:+--address "$RAY_CLUSTER"} \
+        ${NUM_WORKERS:+--num-workers "$NUM_WORKERS"} \
+        --gpus-per-worker "${GPUS_PER_WORKER:-1}" || exit "$worst"
+}
+
+stage1() {
+    train blip2_stage1 --out "$OUT/stage1" \
+        --set "model.image.weights=$IMAGE_ENCODER" --set "model.qformer.weights=$BERT"
+}
+
+stage2() {
+    train blip2_stage2 --out "$OUT/stage2" \
+        --set "model.start=$OUT/stage1" --set "model.language=$LANGUAGE_MODEL"
+}
+
+if (( $# == 0 )); then set -- stage1 stage2; fi
+for step in "$@"; do
+    case $step in
+        stage1) stage1 ;;
+        stage2) stage2 ;;
+        *) echo "run.sh: $step is no step: stage1, stage2" >&2; exit 2 ;;
+    esac
+done
+exit "$worst"
