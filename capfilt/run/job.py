@@ -122,11 +122,9 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     Raises:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
     """
-    config, where = _absolute(config, where)
+    config, where = absolute(config, where)
     _check_places(where)
-    models = inspect_models(config)
-    excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
-    task = Task(_settled(config, models), models, where.output, excluded)
+    task = task_of(config, where.output)
     inputs = _find(where)
     commits = read_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
@@ -173,6 +171,18 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     )
 
 
+def task_of(config: RunConfig, output_url: str) -> Task:
+    """The work order of a run, from a config whose paths are absolute.
+
+    Raises:
+        ModelError: A checkpoint is missing, of another class, or unsafe to load.
+        ConfigError, InputError: An evaluation set cannot be read.
+    """
+    models = inspect_models(config)
+    excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
+    return Task(_settled(config, models), models, output_url, excluded)
+
+
 def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
     """Which weights the config's checkpoints hold, by role; nothing is loaded onto a device.
 
@@ -202,7 +212,7 @@ def _settled(config: RunConfig, models: Mapping[str, ModelIdentity]) -> RunConfi
     return replace(config, captions=replace(config.captions, prompt=PROMPTS[architecture]))
 
 
-def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
+def absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
     """Local paths as every worker finds them, whatever its current folder."""
     models: dict[str, Any] = {
         role: files.absolute(source)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 import torch
 
@@ -82,7 +83,7 @@ class Worker:
         compute = task.config.compute
         cuda = torch.cuda.is_available()
         self._batch_size = compute.batch_size or (CUDA_BATCH if cuda else CPU_BATCH)
-        self._batches_at_once = batches_at_once
+        self.batches_at_once = batches_at_once
         self._models = ThreadPoolExecutor(
             batches_at_once, thread_name_prefix="models", initializer=one_thread_per_operation
         )
@@ -182,6 +183,17 @@ class Worker:
                 total.merge(tally)
         return total
 
+    @property
+    def batch_size(self) -> int:
+        """Images that the models take at once, as far as is known by now."""
+        return min(self._batch_size, self.annotator.fitting.most or self._batch_size)
+
+    def peak_bytes(self) -> int:
+        """Most memory that was in use: of the GPU, or of this process on a CPU."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def close(self) -> None:
         """Stop: a shard in flight fails after its present batch and leaves nothing behind."""
         self._closed.set()
@@ -229,7 +241,7 @@ class Worker:
             ):
                 # One more than the models take, so that the next is there when one is done.
                 annotated = in_order(
-                    self._models, annotate, batches, most=self._batches_at_once + 1
+                    self._models, annotate, batches, most=self.batches_at_once + 1
                 )
                 for _ in in_order(writing, write, annotated, most=2):
                     pass
@@ -268,6 +280,7 @@ class Worker:
     def _samples(self, shard: InputShard) -> Iterator[Sample]:
         duplicates = self.task.duplicates.get(shard.id, {})
         samples = self.meter.each("read", read_samples(shard, self.task.config.images))
+        samples = islice(samples, self.task.most_samples)
         for number, sample in enumerate(samples):
             yield replace(sample, unwanted=duplicates.get(number))
 
