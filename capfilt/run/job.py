@@ -32,6 +32,7 @@ from capfilt.run.manifest import Manifest
 from capfilt.run.output import check_output
 from capfilt.run.plan import Plan, make_plan
 from capfilt.run.progress import Progress
+from capfilt.run.schedule import largest_first
 from capfilt.run.task import Task
 from capfilt.schema import differences
 from capfilt.shard import root_of
@@ -145,6 +146,7 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     if where.limit is not None and len(works) > where.limit:
         left = len(works) - where.limit
         works = works[: where.limit]
+    works = largest_first(works)
     total = Tally()
     total.merge(plan.tally)
     has_threshold = config.selection.min_match_prob is not None
@@ -352,7 +354,7 @@ def _start(task: Task, where: Where, shards: int) -> Engine:
 
     connect(where.address)
     needs = resources(workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards)
-    return ClusterEngine(task, needs)
+    return ClusterEngine(task, needs, grows=where.workers is None)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
