@@ -15,8 +15,6 @@ from capfilt.record import Source, Verdict
 from capfilt.report.speed import Speed
 from capfilt.run.job import Where, absolute, task_of
 
-PROBE_IMAGES = 512  # a kept share of a half is then known to about 4 points
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -85,7 +83,7 @@ def estimate(
     input_url: str,
     *,
     allow_unfinished: bool = False,
-    images: int = PROBE_IMAGES,
+    images: int = 512,
     price_per_hour: float | None = None,
 ) -> Estimate:
     """Estimate a run on this machine's GPU, or on its CPU where it has none.

@@ -20,6 +20,7 @@ import ray
 import ray.util.metrics
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from capfilt import logs
 from capfilt.cluster import Resources, room
 from capfilt.errors import CapfiltError, ConfigError, StalledError
 from capfilt.io import files, outputs, publish
@@ -68,6 +69,7 @@ class Actor:
     def load(self, task: Task, load_worker: LoadWorker, cpus: int) -> str:
         """Returns what its temporary files are called after."""
         self._worker = worker = load_worker(task, cpus)
+        logs.set_up(logs.form(), worker=worker.name)
         self._attempts: dict[str, Attempt] = {}  # by shard
         tags = {"run": task.output_url, "worker": worker.name, "device": worker.device}
         self._export = WorkerExport(worker.meter, ray.util.metrics, tags)
@@ -251,6 +253,7 @@ class ClusterEngine:
     def _start(self) -> None:
         # Ray leaves it unset for an actor without GPUs, which would mean every GPU.
         env = {} if self._needs.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        env[logs.ENVIRONMENT] = logs.form()
         actor = (
             ray.remote(Actor)
             .options(
