@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -18,6 +20,7 @@ from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.select.select import Forecast
+from capfilt.service.job import Job
 from capfilt.tally import Tally
 from capfilt.text import printable
 
@@ -128,6 +131,19 @@ def _size(count: float) -> str:
         if count < 1000:
             return f"{count:,.1f} {unit}"
     return f"{count / 1000:,.1f} TB"
+
+
+def jobs_text(jobs: Sequence[Job]) -> RenderableType:
+    """A cluster's jobs, the latest last."""
+    table = _figures("job", "status", "began (UTC)", "took", "output")
+    for job in jobs:
+        began = took = ""
+        if job.began is not None:
+            began = datetime.fromtimestamp(job.began, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if job.began is not None and job.ended is not None:
+            took = duration(job.ended - job.began)
+        table.add_row(job.id, job.status.lower(), began, took, escape(job.output))
+    return table
 
 
 def forecast_text(found: Forecast) -> RenderableType:

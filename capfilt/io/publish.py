@@ -126,6 +126,30 @@ def write_bytes(url: str, data: bytes) -> Published:
     return publication.published
 
 
+def create(url: str, data: bytes) -> bool:
+    """Write a small file unless there is one: of several that try at once, one succeeds.
+
+    A store that cannot decide that writes for each; who must know looks again afterwards.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        CommitError: The file cannot be written.
+    """
+    fs, path = resolve(url)
+    with storage_errors(url, CommitError):
+        if isinstance(fs, LocalFileSystem):
+            return _create_local(Path(path), data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except (OSError, NotImplementedError):  # of many kinds, also where there is one
+            if fs.exists(path):
+                return False
+            write_bytes(url, data)
+    return True
+
+
 def writer() -> str:
     """This process, as its temporary files are called after it."""
     return f"{_host()}-{os.getpid()}"
@@ -155,6 +179,19 @@ def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
     return removed
 
 
+def _create_local(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk leaves an empty file
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
 def _is_left(path: Path, killed: Collection[str]) -> bool:
     named = _TEMPORARY.fullmatch(path.name)
     if named is None:
@@ -162,11 +199,12 @@ def _is_left(path: Path, killed: Collection[str]) -> bool:
     if f"{named['host']}-{named['pid']}" in killed:
         return True
     if named["host"] == _host():
-        return not _is_alive(int(named["pid"]))
+        return not is_alive(int(named["pid"]))
     return time.time() - path.stat().st_mtime > _LEFT_AFTER_S
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -26,6 +26,7 @@ from capfilt.run.engine import one_line
 if TYPE_CHECKING:
     from capfilt.run.job import Summary
 
+ENVIRONMENT = "CAPFILT_WEBHOOK"  # keeps the URL out of command lines
 TRIES, TIMEOUT_S, PAUSE_S = 3, 8.0, 2.0
 DEADLINE_S = 30.0  # for all tries; the timeout starts anew with every byte that a server drips
 STOPPING_S = 2.0  # when told to stop: Ray kills a job three seconds after its SIGTERM
@@ -53,7 +54,8 @@ class Webhook:
         try:
             place = urlsplit(url)
             self._shown = f"{place.scheme}://{place.hostname}"
-            is_good = place.scheme in ("http", "https") and place.hostname and "@" not in url
+            is_good = place.scheme in ("http", "https") and bool(place.hostname)
+            is_good = is_good and "@" not in place.netloc
         except ValueError:
             is_good = False
         if not is_good:  # not shown: it may hold a secret
