@@ -16,6 +16,7 @@ from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
 MAX_ATTEMPTS = 3  # per shard, as of a run
+_OF_ARROW = "pyarrow.pandas_compat"  # what Arrow loads late, where there is pandas: 0.3 s
 _cutter: Cutter  # of this process, set by `_hold`
 
 
@@ -24,8 +25,7 @@ class CutEngine:
 
     def __init__(self, cutter: Cutter, *, shards: int) -> None:
         self._cutter = cutter
-        # Twice the cores: one that waits for its disk leaves a core to another.
-        self.workers = min(2 * len(os.sched_getaffinity(0)), shards)
+        self.workers = min(len(os.sched_getaffinity(0)), shards)
 
     def in_flight(self) -> Tally:
         """A cut takes seconds a shard: nothing is counted before its commit."""
@@ -36,7 +36,7 @@ class CutEngine:
         # Not forked from this process, whose threads would not come along, but from one that has
         # loaded the modules and nothing else.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([Cutter.__module__])
+        context.set_forkserver_preload([Cutter.__module__, _OF_ARROW])
         with ProcessPoolExecutor(self.workers, context, _hold, (self._cutter,)) as pool:
             yield from work_through(
                 works,

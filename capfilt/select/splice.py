@@ -17,7 +17,6 @@ from capfilt.cut import Mask
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.fields import output_json
-from capfilt.io.members import split_name
 from capfilt.io.tar import tar_key
 from capfilt.record import Annotated, Sample
 from capfilt.select.origin import original
@@ -88,15 +87,16 @@ def splice(
 def _members(shard: InputShard, keys: list[str], kept: Mask, *, images: bool) -> Iterator[_Member]:
     """The members that are wanted, in the tar's order; the others are passed over."""
     url, wanted = shard.url, kept.tolist()
-    number, of_number = -1, ""
+    number, begin = -1, b"/"  # of a sample's names; no name begins with a slash
     with files.open_read(url, seekable=True) as file, files.storage_errors(url):
         while (header := file.read(_BLOCK)) and header[0]:
-            key, ext, size = _parse(header, url)
-            if key != of_number:
-                number, of_number = number + 1, key
-                if number >= len(keys) or key != tar_key(keys[number]):
-                    raise InputError(f"{url}: {key!r} is not its ledger's sample")
-            padded = size + -size % _BLOCK
+            name, size = _parse(header, url)
+            if not name.startswith(begin) or b"/" in name[len(begin) :]:
+                number += 1
+                begin = f"{tar_key(keys[number])}.".encode() if number < len(keys) else b"/"
+                if not name.startswith(begin):
+                    raise InputError(f"{url}: {name.decode()!r} is not of its ledger's sample")
+            ext, padded = name[len(begin) :].decode(), size + -size % _BLOCK
             if not wanted[number] or not (images or ext in _TEXTS):
                 file.seek(padded, os.SEEK_CUR)
                 continue
@@ -110,18 +110,17 @@ def _members(shard: InputShard, keys: list[str], kept: Mask, *, images: bool) ->
         raise InputError(f"{url}: {number + 1} samples, {len(keys)} in its ledger")
 
 
-def _parse(header: bytes, url: str) -> tuple[str, str, int]:
-    """A member's key, extension and size."""
+def _parse(header: bytes, url: str) -> tuple[bytes, int]:
+    """A member's name and size."""
     if len(header) < _BLOCK:
         raise _truncated(url)
+    name = header[_NAME].rstrip(b"\0")
+    if header[_KIND] != _PLAIN or header[_PREFIX] or not name.isascii():
+        raise NotPlainError
     try:
-        parts = split_name(header[_NAME].rstrip(b"\0").decode("ascii"))
-        size = int(header[_SIZE].rstrip(b"\0"), 8)
+        return name, int(header[_SIZE].rstrip(b"\0"), 8)
     except ValueError:
         raise NotPlainError from None
-    if parts is None or header[_KIND] != _PLAIN or header[_PREFIX]:
-        raise NotPlainError
-    return *parts, size
 
 
 def _truncated(url: str) -> InputError:
