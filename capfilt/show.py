@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -84,6 +83,19 @@ def status_text(status: Status) -> RenderableType:
     return _page(status.output, facts, status.tally, status.noise_ratio, failed)
 
 
+def jobs_text(jobs: Sequence[Job]) -> RenderableType:
+    """A cluster's jobs, the latest last."""
+    table = _figures("job", "status", "began (UTC)", "took", "output")
+    for job in jobs:
+        began = took = ""
+        if job.began is not None:
+            began = datetime.fromtimestamp(job.began, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if job.began is not None and job.ended is not None:
+            took = duration(job.ended - job.began)
+        table.add_row(job.id, job.status.lower(), began, took, escape(job.output))
+    return table
+
+
 def estimate_text(found: Estimate) -> RenderableType:
     """What a run would take and give, and how sure that is."""
     census, probe = found.census, found.probe
@@ -131,19 +143,6 @@ def _size(count: float) -> str:
         if count < 1000:
             return f"{count:,.1f} {unit}"
     return f"{count / 1000:,.1f} TB"
-
-
-def jobs_text(jobs: Sequence[Job]) -> RenderableType:
-    """A cluster's jobs, the latest last."""
-    table = _figures("job", "status", "began (UTC)", "took", "output")
-    for job in jobs:
-        began = took = ""
-        if job.began is not None:
-            began = datetime.fromtimestamp(job.began, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        if job.began is not None and job.ended is not None:
-            took = duration(job.ended - job.began)
-        table.add_row(job.id, job.status.lower(), began, took, escape(job.output))
-    return table
 
 
 def forecast_text(found: Forecast) -> RenderableType:
