@@ -9,8 +9,6 @@ shards shares its models between them. Each scenario is another kind of trouble:
     even        every worker and every try alike, and a shard's size tells its time to 10 %
     blind       the same, but every shard has the same size
     stragglers  one worker in 64 is five times slower, one try in 500 takes five times longer
-    frozen      stragglers, and a worker in 64 answers no more from half of the run on; the driver
-                replaces it after a minute
     shrinking   stragglers, and a tenth of the workers die, one after another, and come back
 
 `efficiency` is the models' seconds that led to a commit over workers times the run's seconds.
@@ -35,9 +33,9 @@ from capfilt.shard import Form, InputShard
 SHARD_S = (60.0, 180.0)
 READ_S, PUBLISH_S = 2.0, 2.0
 TICK_S = 1.0  # how often the driver looks around when nothing has happened
-RELOAD_S, UNANSWERED_S = 60.0, 60.0
+RELOAD_S = 60.0
 SLOW = 5.0
-SCENARIOS = ("even", "blind", "stragglers", "frozen", "shrinking")
+SCENARIOS = ("even", "blind", "stragglers", "shrinking")
 
 
 @dataclass
@@ -89,7 +87,7 @@ class Simulation:
         self._workers = {n: SimulatedWorker() for n in range(workers)}
         self._names = count(workers)
         self._count = workers
-        self._has_stragglers = scenario in ("stragglers", "frozen", "shrinking")
+        self._has_stragglers = scenario in ("stragglers", "shrinking")
         if self._has_stragglers:
             for n in range(0, workers, 64):
                 self._workers[n].slowness = SLOW
@@ -113,9 +111,6 @@ class Simulation:
         for n in self._workers:
             self.schedule.join(n)
         expected_s = sum(self._seconds.values()) / self._count
-        if self._scenario == "frozen":
-            for n in range(1, self._count, 64):
-                self._at(expected_s / 2, "freeze", n)
         if self._scenario == "shrinking":
             for i in range(self._count // 10):
                 self._at(expected_s * (0.2 + 0.6 * i / (self._count // 10)), "die", None)
@@ -180,22 +175,12 @@ class Simulation:
             self._lose(other, begun.shard)
 
     def _lose(self, name: int, shard: str) -> None:
-        worker = self._workers.get(name)
-        if worker is None:
-            return  # it does not hear of it
+        worker = self._workers[name]
         worker.advance(self.now_s)
         lost = worker.tries.pop(shard)
         self.wasted_s += (lost.whole_s - lost.left_s) * worker.slowness
         self.schedule.withdrawn(name, shard)
         self._plan(name)
-
-    def _freeze(self, name: int) -> None:
-        del self._workers[name]
-        self._at(self.now_s + UNANSWERED_S, "replace", name)
-
-    def _replace(self, name: int) -> None:
-        self.schedule.dismiss(name)
-        self._at(self.now_s + RELOAD_S, "join", None)
 
     def _die(self, about: None) -> None:
         name = self._rng.choice(list(self._workers))
