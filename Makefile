@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install browser demo lint test test-slow clean
+.PHONY: install browser demo lint test test-slow fuzz clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,12 @@ test: install browser lint
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Ten minutes of both readers; what it finds is left in tests/fuzz/found.
+fuzz: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.guided tar 300
+	$(BIN)/python -m tests.fuzz.guided parquet 300
 
 clean:
 	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

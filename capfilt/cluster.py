@@ -104,6 +104,16 @@ def resources(
     return Resources(count, 0, most)
 
 
+def room(needs: Resources) -> int:
+    """How many workers that ask for as much the cluster's living nodes hold, busy or not."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) // needs.cpus for node in nodes]
+    if not needs.gpus:
+        return sum(cpus)
+    gpus = [_sharing(int(node.get("GPU", 0)), needs.gpus) for node in nodes]
+    return sum(min(pair) for pair in zip(cpus, gpus, strict=True))
+
+
 def _sharing(gpus: int, each: float) -> int:
     """Workers that a node's GPUs serve; a fraction never spans two GPUs: 0.4 makes two on each."""
     return gpus * int(1 / each) if each < 1 else int(gpus // each)

@@ -25,29 +25,34 @@ ENVIRONMENT = "CAPFILT_LOG_FORMAT"  # by it, workers on other machines are told
 log = logging.getLogger("capfilt")
 
 
-def set_up(form: str, *, debug: bool = False, worker: str | None = None) -> None:
+def set_up(wanted: str, *, debug: bool = False, worker: str | None = None) -> None:
     """Send this process's logs to stderr.
 
     Args:
-        form: One of `FORMATS`; processes started from here inherit it.
+        wanted: One of `FORMATS`; processes started from here inherit it.
         debug: Show debug records to people, too.
         worker: Name of the worker whose process this is.
 
     Raises:
         ConfigError: There is no such format.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"--log-format: {form!r} is none of {', '.join(FORMATS)}")
-    os.environ[ENVIRONMENT] = form
+    if wanted not in FORMATS:
+        raise ConfigError(f"--log-format: {wanted!r} is none of {', '.join(FORMATS)}")
+    os.environ[ENVIRONMENT] = wanted
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines(worker) if form == "json" else _ForPeople())
+    handler.setFormatter(_JsonLines(worker) if is_json() else _ForPeople())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=worker is not None)
     log.setLevel(logging.DEBUG if debug or is_json() else logging.INFO)
 
 
+def form() -> str:
+    """The format that this process was told to log in."""
+    return os.environ.get(ENVIRONMENT, FORMATS[0])
+
+
 def is_json() -> bool:
-    """Whether this process was told to log as JSON."""
-    return os.environ.get(ENVIRONMENT) == "json"
+    """Whether that is JSON."""
+    return form() == "json"
 
 
 def about(**fields: Any) -> Mapping[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -17,10 +19,12 @@ from capfilt.run.job import Summary
 from capfilt.run.status import Status
 from capfilt.run.verify import Verification
 from capfilt.select.select import Forecast
+from capfilt.service.job import Job
 from capfilt.tally import Tally
 from capfilt.text import printable
 
 if TYPE_CHECKING:  # it brings torch
+    from capfilt.estimate import Estimate, Share
     from capfilt.train.training import Summary as Trained
 
 if TYPE_CHECKING:  # they bring torch, which the other commands do without
@@ -32,6 +36,7 @@ if TYPE_CHECKING:  # they bring torch, which the other commands do without
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
 PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
+WELL_FED = 0.8  # of the time, in which models that need not wait for images compute
 
 
 def escape(text: str) -> str:
@@ -76,6 +81,68 @@ def status_text(status: Status) -> RenderableType:
         facts[role] = f"{identity['source']} (sha256 {identity['sha256'][:12]})"
     failed = [f"failed shard {f.shard}: {f.error}" for f in status.failures]
     return _page(status.output, facts, status.tally, status.noise_ratio, failed)
+
+
+def jobs_text(jobs: Sequence[Job]) -> RenderableType:
+    """A cluster's jobs, the latest last."""
+    table = _figures("job", "status", "began (UTC)", "took", "output")
+    for job in jobs:
+        began = took = ""
+        if job.began is not None:
+            began = datetime.fromtimestamp(job.began, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if job.began is not None and job.ended is not None:
+            took = duration(job.ended - job.began)
+        table.add_row(job.id, job.status.lower(), began, took, escape(job.output))
+    return table
+
+
+def estimate_text(found: Estimate) -> RenderableType:
+    """What a run would take and give, and how sure that is."""
+    census, probe = found.census, found.probe
+    about = "" if census.is_exact else "about "
+    source = "_stats.json" if census.has_stats else "counted"
+    if not census.is_exact:
+        source = f"{census.counted:,} shards: {source}; the others by their size"
+    facts = {
+        "shards": f"{census.shards:,}, {_size(census.size_bytes)}",
+        "images": f"{about}{census.images:,} ({source})",
+        "machine": f"{probe.device}, models loaded in {duration(probe.load_s)}",
+        "batch": f"{probe.batch_size:,} images fit, {_size(probe.peak_bytes)} of memory at most",
+        "speed": f"{probe.images_per_s:,.1f} images/s of one {found.speed.unit}, "
+        f"its models busy {probe.busy_share:.0%} of the time",
+        "takes": f"{found.hours:,.2f} {found.speed.unit} hours "
+        f"({duration(found.hours * 3600)} on one, {duration(found.hours * 450)} on eight)",
+    }
+    if found.price is not None:
+        facts["price"] = f"{found.price:,.2f} at {found.price_per_hour:g} an hour"
+    facts["output"] = f"about {_size(found.output_bytes)}"
+    facts["images kept"] = _interval(found.kept)
+    facts |= {f"{source} texts kept": _interval(share) for source, share in found.texts.items()}
+    lines = [
+        f"intervals: 95 %, from the first {probe.tally.read:,} images of "
+        f"{', '.join(shard.id for shard in probe.shards)}; wider where shards differ"
+    ]
+    if found.unfinished:
+        lines.append(f"left out: {found.unfinished:,} shards that img2dataset has not finished")
+    if probe.busy_share < WELL_FED:
+        lines.append("the models waited for images: more CPU cores or a nearer INPUT would help")
+    return _table("input", found.input, facts, lines)
+
+
+def _interval(share: Share) -> str:
+    """A share with its 95 % interval, in percent."""
+    if share.low == share.high:
+        return f"{share.share:.1%} (of all)"
+    return f"{share.share:.1%} ({share.low:.1%} to {share.high:.1%})"
+
+
+def _size(count: float) -> str:
+    """Bytes as people write them."""
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:,.1f} {unit}"
+    return f"{count / 1000:,.1f} TB"
 
 
 def forecast_text(found: Forecast) -> RenderableType:
@@ -310,12 +377,18 @@ def _page(
     noise_ratio: float | None,
     lines: list[str],
 ) -> RenderableType:
+    return _table("output", title, facts | _counts(tally, noise_ratio), lines)
+
+
+def _table(
+    name: str, place: str, facts: dict[str, str], lines: Sequence[str] = ()
+) -> RenderableType:
+    """Facts about a place, then lines of their own."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("output", escape(title))
-    for name, value in (facts | _counts(tally, noise_ratio)).items():
-        table.add_row(name, escape(value))
+    for title, value in ({name: place} | facts).items():
+        table.add_row(title, escape(value))
     return Group(table, *map(escape, lines))
 
 

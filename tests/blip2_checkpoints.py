@@ -16,6 +16,11 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     BlipImageProcessorPil,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
     LlamaConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
@@ -72,14 +77,30 @@ def make_captioner(
     return folder
 
 
+def make_instructed(folder: Path, kind: Kind = "opt", *, seed: int = 0) -> Path:
+    """Save a small `InstructBlipForConditionalGeneration` under `folder`."""
+    names, words = language_tokenizer(kind), _query_tokenizer()
+    processor = InstructBlipProcessor(_image_processor(), names, words, num_query_tokens=QUERIES)
+    config = InstructBlipConfig(
+        vision_config=InstructBlipVisionConfig(**VISION),
+        qformer_config=InstructBlipQFormerConfig(**QFORMER, vocab_size=len(words)),
+        text_config=_language_config(kind, names),
+        num_query_tokens=QUERIES,
+        image_token_index=names.convert_tokens_to_ids("<image>"),
+    )
+    model = InstructBlipForConditionalGeneration(config)
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 def make_filter(folder: Path, *, seed: int = 1) -> Path:
     """Save a small `Blip2ForImageTextRetrieval` under `folder`, its tokenizer as published.
 
     The tokenizer knows `<image>`, for which the embeddings have no row.
     """
-    names = tiny.tokenizer()
-    names = BertTokenizer(vocab={t: i for t, i in names.get_vocab().items() if i < len(names) - 2})
-    names.add_special_tokens({"bos_token": "[DEC]"})
+    names = _query_tokenizer()
     rows = len(names)
     processor = Blip2Processor(_image_processor(), names, num_query_tokens=QUERIES)
     config = Blip2Config(
@@ -116,6 +137,13 @@ def language_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
         bos_token="</s>" if kind == "opt" else "<s>",
         eos_token="</s>",
     )
+
+
+def _query_tokenizer() -> BertTokenizer:
+    names = tiny.tokenizer()
+    names = BertTokenizer(vocab={t: i for t, i in names.get_vocab().items() if i < len(names) - 2})
+    names.add_special_tokens({"bos_token": "[DEC]"})
+    return names
 
 
 def randomise(model: Any, seed: int) -> None:

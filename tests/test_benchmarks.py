@@ -100,5 +100,19 @@ def test_report_measures_what_it_made() -> None:
     assert found["texts"] == 20_000
     assert found["dry_run_threshold_s"] > 0
     assert 0 < found["report_html_mb"] < 5
-    assert 20 < found["copied_mb"] < 21
+    assert 21 < found["copied_mb"] < 22
     assert found["ratio"] == pytest.approx(found["select_mb_per_s"] / found["cp_mb_per_s"])
+
+
+def test_scale_simulates_workers_of_every_kind_without_a_loss() -> None:
+    """A quarter of what the pages tell of: as many shards a worker, so a tail as long."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--json"]
+    options = ["--shards", "2500", "--workers", "64"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr  # a shard lost or done twice is an error of its own
+    found = json.loads(done.stdout)["scenarios"]
+    assert found["even"]["efficiency"] > 0.98
+    assert found["stragglers"]["efficiency"] > 0.97  # 0.98 where the very last try is not late
+    assert found["stragglers"]["copies"] > 0
+    # A slow worker takes 300 to 900 s for a shard.
+    assert found["stragglers"]["tail_s"] < 200

@@ -13,7 +13,7 @@ from capfilt.cli.app import app, say, speaker
 
 # Commands stand in `capfilt --help` in this order.
 # isort: off
-from capfilt.cli import run, report, select, diff, export  # noqa: F401
+from capfilt.cli import run, jobs, plan, report, select, diff, export  # noqa: F401
 from capfilt.cli import ingest, train, evaluate, convert, copy, demo  # noqa: F401
 
 # isort: on

@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+GpuHourPrice = Annotated[
+    float | None, typer.Option(help="Of a GPU, or of a machine without; tells what it costs.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -69,6 +72,13 @@ def read_config(path: Path | None) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"-c {path}: cannot be read ({error})") from None
+
+
+def print_piece(text: str) -> None:
+    """Part of a log to stdout, as it is."""
+    for line in text.splitlines(keepends=True):
+        ending = "\n" if line.endswith("\n") else ""
+        print(printable(line.rstrip("\r\n")), end=ending, flush=True)
 
 
 def print_result(result: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from capfilt.cli.app import Json, app, print_result
+from capfilt.cli.app import GpuHourPrice, Json, app, print_result
 
 
 @app.command()
@@ -17,14 +17,12 @@ def report(
     target: Annotated[
         str | None, typer.Option("--out", help="The page; default: report.html in OUTPUT.")
     ] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option(help="Of a GPU, for the price of a million images.")
-    ] = None,
+    gpu_hour_price: GpuHourPrice = None,
     samples: Annotated[int, typer.Option(help="Pictures of each contact sheet.")] = 12,
     as_json: Json = False,
 ) -> None:
     """Write a page of figures and pictures: what was kept, and where to put the threshold."""
     from capfilt.report.report import report as write_report
 
-    found = write_report(output_url, target=target, price_per_hour=price_per_hour, samples=samples)
+    found = write_report(output_url, target=target, price_per_hour=gpu_hour_price, samples=samples)
     print_result(found.to_dict() if as_json else found.url)

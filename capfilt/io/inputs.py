@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -39,12 +40,20 @@ class Inputs:
     unfinished: tuple[str, ...] = ()
 
 
-def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
+def find_shards(
+    url: str,
+    *,
+    allow_unfinished: bool = False,
+    with_stats: bool = False,
+    known: Container[str] = (),
+) -> Inputs:
     """Find the shards of an input. There may be none but unfinished ones.
 
     Args:
         url: A folder, a shard, a glob or a brace range; an fsspec URL or a local path.
         allow_unfinished: Take shards that img2dataset has not finished as well.
+        with_stats: A shard without `_stats.json` is unfinished, also where no shard has any yet.
+        known: Ids of shards to leave out, without a look at them.
 
     Raises:
         InputError: Something that `url` names is missing, there is no shard, or two have one id.
@@ -55,9 +64,11 @@ def find_shards(url: str, *, allow_unfinished: bool = False) -> Inputs:
         place = files.join(place, "data")
     shards: dict[str, InputShard] = {}
     unfinished = []
-    found = _with_ids(place, url)
+    found = {name: shard for name, shard in _with_ids(place, url).items() if name not in known}
     with ThreadPoolExecutor(REQUESTS) as pool:
         for shard, finished in pool.map(_input_shard, found, found.values()):
+            if with_stats and shard.expected is None:
+                finished = False
             if allow_unfinished or (finished and (committed is None or shard.id in committed)):
                 shards[shard.id] = shard
             else:

@@ -6,6 +6,7 @@ commits/<id>.json            written last: what has no commit does not exist
 failures/<id>.json           the shards that were given up
 partial/<id>/...             of shards under way: what became of their first samples
 manifest.json                what the run was
+lease.json                   who works on it, as long as somebody does
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ COMMITS = "commits"
 FAILURES = "failures"
 PARTIAL = "partial"
 MANIFEST = "manifest.json"
+LEASE = "lease.json"
 FOLDERS = ("data", "ledger", COMMITS, FAILURES, PARTIAL)
 
 _ENDINGS = {"webdataset": "tar", "parquet": "parquet"}

@@ -20,6 +20,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.fields import caption_fields, to_json, web_text_of
+from capfilt.io.footer import Footer, read_footer
 from capfilt.io.members import IMAGE_EXTS, readable, texts_of
 from capfilt.record import Annotated, Reason, Sample
 from capfilt.shard import InputShard
@@ -34,6 +35,8 @@ _BYTES_PER_GROUP = 128 * 2**20  # fewer rows where images are large
 # compressed so well.
 _MAX_ROWS, _MAX_VALUES = 10_000_000, 2**27
 _PLAUSIBLE_BYTES, _MAX_RATIO = 2**28, 100
+# What pyarrow raises beside its own errors: broken UTF-8, statistics that contradict the schema.
+_DAMAGE = (pa.ArrowException, ValueError, RuntimeError, LookupError, ArithmeticError)
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -66,14 +69,14 @@ def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     """
     with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
         try:
+            _check_plausible(read_footer(file), shard.url)
             parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
-            _check_plausible(parquet.metadata, shard.url)
             column = image_column(parquet.schema_arrow, shard.url)
             row_number = 0
             for batch in parquet.iter_batches(batch_size=_ROWS_READ):
                 yield from samples_of(batch, column, row_number, shard, limits)
                 row_number += batch.num_rows
-        except (pa.ArrowException, ValueError) as error:  # ValueError: also of broken UTF-8
+        except _DAMAGE as error:
             raise InputError(f"{shard.url}: not a readable Parquet file ({error})") from error
 
 
@@ -126,24 +129,22 @@ def _key(value: Any, row: int) -> str:
     return readable(value)[0] if isinstance(value, bytes) else str(value)
 
 
-def _check_plausible(metadata: Any, url: str) -> None:
+def _check_plausible(footer: Footer, url: str) -> None:
     """Refuse a file of a few kilobytes that becomes gigabytes when it is read.
 
     Raises:
         InputError: It says that it is such a one.
     """
-    if metadata.num_rows > _MAX_ROWS:
-        raise InputError(f"{url}: says that it has {metadata.num_rows} rows; a shard has fewer")
-    for group in range(metadata.num_row_groups):
-        for place in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(place)
-            size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-            is_bomb = size > _PLAUSIBLE_BYTES and size > _MAX_RATIO * stored
-            if is_bomb or chunk.num_values > _MAX_VALUES or min(size, stored) < 0:
-                raise InputError(
-                    f"{url}: column {chunk.path_in_schema} would be {chunk.num_values} values in "
-                    f"{size} bytes from {stored}: a bomb, or damaged"
-                )
+    if not 0 <= footer.rows <= _MAX_ROWS:
+        raise InputError(f"{url}: says that it has {footer.rows} rows; a shard has fewer")
+    for chunk in footer.chunks:
+        size, stored = chunk.size_bytes, chunk.stored_bytes
+        is_bomb = size > _PLAUSIBLE_BYTES and size > _MAX_RATIO * stored
+        if is_bomb or chunk.values > _MAX_VALUES or min(size, stored) < 0:
+            raise InputError(
+                f"{url}: column {chunk.path!r} would be {chunk.values} values in "
+                f"{size} bytes from {stored}: a bomb, or damaged"
+            )
 
 
 def image_column(schema: Any, url: str) -> str:

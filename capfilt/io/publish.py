@@ -13,6 +13,7 @@ import socket
 import tempfile
 import time
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Publication:
                     target.parent.mkdir(parents=True, exist_ok=True)
                 except FileNotFoundError as error:  # e.g. below /proc
                     raise CommitError(f"{target.parent}: no folder can be made here") from error
-                name = f".{target.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+                name = f".{target.name}.{writer()}-{uuid.uuid4().hex[:8]}.tmp"
                 self._path = target.with_name(name)
                 self._path.write_bytes(b"")
         return self
@@ -125,11 +126,41 @@ def write_bytes(url: str, data: bytes) -> Published:
     return publication.published
 
 
-def clean_temporary(output: str) -> list[str]:
+def create(url: str, data: bytes) -> bool:
+    """Write a small file unless there is one: of several that try at once, one succeeds.
+
+    A store that cannot decide that writes for each; who must know looks again afterwards.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        CommitError: The file cannot be written.
+    """
+    fs, path = resolve(url)
+    with storage_errors(url, CommitError):
+        if isinstance(fs, LocalFileSystem):
+            return _create_local(Path(path), data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except (OSError, NotImplementedError):  # of many kinds, also where there is one
+            if fs.exists(path):
+                return False
+            write_bytes(url, data)
+    return True
+
+
+def writer() -> str:
+    """This process, as its temporary files are called after it."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
     """Remove what killed writers have left in an output; what living ones write stays.
 
     Args:
         output: The output. Only local ones can have left-overs; others are not touched.
+        killed: Writers on any machine that are known to be dead (`writer`).
 
     Returns:
         The removed paths, sorted.
@@ -142,22 +173,38 @@ def clean_temporary(output: str) -> list[str]:
         places = [root.glob(".*.tmp"), *((root / name).rglob(".*.tmp") for name in outputs.FOLDERS)]
         for path in sorted(path for place in places for path in place):
             with suppress(FileNotFoundError):  # its writer has just published it
-                if _is_left(path):
+                if _is_left(path, killed):
                     path.unlink()
                     removed.append(str(path))
     return removed
 
 
-def _is_left(path: Path) -> bool:
-    writer = _TEMPORARY.fullmatch(path.name)
-    if writer is None:
+def _create_local(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk leaves an empty file
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _is_left(path: Path, killed: Collection[str]) -> bool:
+    named = _TEMPORARY.fullmatch(path.name)
+    if named is None:
         return False  # somebody else's
-    if writer["host"] == _host():
-        return not _is_alive(int(writer["pid"]))
+    if f"{named['host']}-{named['pid']}" in killed:
+        return True
+    if named["host"] == _host():
+        return not is_alive(int(named["pid"]))
     return time.time() - path.stat().st_mtime > _LEFT_AFTER_S
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

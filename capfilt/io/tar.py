@@ -26,6 +26,9 @@ from capfilt.shard import InputShard
 _CHUNK_BYTES = 2**20
 _HEADER_BYTES = 2**20  # a long name or extended header above it is no name
 _END_BYTES = 2 * tarfile.BLOCKSIZE  # two blocks of zeros end an archive
+# What tarfile raises beside its own errors: numbers of a broken header, maps of sparse members that
+# end too early, headers that extend headers.
+_DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
@@ -40,8 +43,7 @@ def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
         stream = _Stream(file, shard.url)
         try:
             yield from _samples(stream, shard, limits)
-        # ValueError: numbers of a broken header; RecursionError: headers that extend headers.
-        except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
+        except _DAMAGE as error:
             raise InputError(f"{shard.url}: a truncated or damaged tar ({error})") from error
 
 

@@ -87,7 +87,13 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 
 class PromptModel(nn.Module):
-    """What an image is to a language model: transformers' `Blip2ForConditionalGeneration`."""
+    """What an image is to a language model: transformers' `Blip2ForConditionalGeneration`.
+
+    Or, where the Q-Former reads text, its `InstructBlipForConditionalGeneration`, in which the
+    queries read the language model's prompt beside the image.
+
+    Source: BLIP-2, arXiv:2301.12597, section 3.2; InstructBLIP, arXiv:2305.06500, section 2.3.
+    """
 
     def __init__(self, config: QueryConfig) -> None:
         super().__init__()
@@ -96,12 +102,23 @@ class PromptModel(nn.Module):
         self.qformer = QFormer(config.qformer)
         self.projection = nn.Linear(config.qformer.width, config.language_width)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Soft visual prompts [N, Q, W] of images, uint8 [N, 3, S, S]."""
-        return self.prompts(self.vit(pixels))
+    def forward(self, pixels: Tensor, texts: PackedTexts | None = None) -> Tensor:
+        """Soft visual prompts [B, Q, W] of images, uint8 [N, 3, S, S].
 
-    def prompts(self, states: Tensor) -> Tensor:
+        Args:
+            pixels: Of the images.
+            texts: What the queries read beside them: B texts, ordered by image, `[CLS]` first.
+                None where the Q-Former reads no text; B is N then.
+        """
+        return self.prompts(self.vit(pixels), texts)
+
+    def prompts(self, states: Tensor, texts: PackedTexts | None = None) -> Tensor:
         """As `forward`, from image states [N, T, Dv]."""
-        memory = self.qformer.remember(states, queries=self.config.qformer.queries)
-        queries, _ = self.qformer.read(len(states), memory)
+        if texts is None:
+            memory = self.qformer.remember(states, queries=self.config.qformer.queries)
+            queries, _ = self.qformer.read(len(states), memory)
+        else:
+            share = len(texts.first) / len(states)
+            memory = self.qformer.remember(states, queries=share * self.config.qformer.queries)
+            queries = self.qformer.read_queries(texts, memory)
         return self.projection(queries)  # type: ignore[no-any-return]

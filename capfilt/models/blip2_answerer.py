@@ -47,6 +47,7 @@ class Blip2Answerer:
         """
         self.pixels, self.identity = captioner.pixels, captioner.identity
         self._model, self._language = captioner.model, captioner.language
+        self._instructions = captioner.instructions
         self._tokens = captioner.tokens
         is_decoder = self._tokens.decoder_start is None
         self.prompt = prompt or (DECODER_PROMPT if is_decoder else ENCODER_DECODER_PROMPT)
@@ -66,13 +67,18 @@ class Blip2Answerer:
         Returns:
             Per image, per question, an answer.
         """
-        visual = self._model(stack_on(pixels, self._model.vit.class_token.device))
+        if not any(questions):
+            return [[] for _ in questions]
         asked = [(i, text) for i, of_image in enumerate(questions) for text in of_image]
-        prompts = [self._tokens.prompt(self.prompt.replace("{}", text)) for _, text in asked]
+        said = [[self.prompt.replace("{}", text) for text in of_image] for of_image in questions]
+        prompts = [self._tokens.prompt(text) for of_image in said for text in of_image]
+        instructions = self._instructions(said)
+        visual = self._model(stack_on(pixels, self._model.vit.class_token.device), instructions)
+        if instructions is None:  # one for all questions about an image
+            visual = visual[[i for i, _ in asked]]
         answers = [""] * len(asked)
         for rows in _alike(prompts):
-            images = [asked[row][0] for row in rows]
-            found = self._write(visual[images], [prompts[row] for row in rows])
+            found = self._write(visual[rows], [prompts[row] for row in rows])
             for row, text in zip(rows, found, strict=True):
                 answers[row] = text
         written = iter(answers)

@@ -11,11 +11,13 @@ from torch import Tensor
 from capfilt.config import CaptionConfig
 from capfilt.errors import ModelError
 from capfilt.models.blip2 import PromptModel
-from capfilt.models.checkpoint import BLIP2_CAPTIONER, PROMPTS
+from capfilt.models.checkpoint import PROMPTS
 from capfilt.models.generation import decode
 from capfilt.models.images import PixelSpec
 from capfilt.models.language import LanguageSession, LanguageTokens
+from capfilt.models.med import PackedTexts
 from capfilt.models.transfer import stack_on
+from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
 
@@ -27,7 +29,8 @@ class Blip2Captioner:
     prompt once, however many captions it gets. Lengths count the language model's own text: for a
     decoder its start token, prompt and caption, for an encoder-decoder its start token and caption.
 
-    Source: BLIP-2, arXiv:2301.12597, section 3.3.
+    Source: BLIP-2, arXiv:2301.12597, section 3.3; InstructBLIP, arXiv:2305.06500, section 2.3,
+    whose Q-Former reads the prompt, too.
     """
 
     def __init__(
@@ -35,12 +38,22 @@ class Blip2Captioner:
         model: PromptModel,
         language: Any,
         tokenizer: Any,
+        vocabulary: Vocabulary | None,
         identity: ModelIdentity,
         config: CaptionConfig,
         *,
         seed: int,
     ) -> None:
         """Hold loaded models; `capfilt.models.load.load_captioner` loads them.
+
+        Args:
+            model: Image encoder and Q-Former.
+            language: transformers' language model.
+            tokenizer: Of the language model.
+            vocabulary: Of the Q-Former, where it reads the prompt.
+            identity: Of them all.
+            config: How to decode.
+            seed: Of the run.
 
         Raises:
             ModelError: The prompt leaves no room in `max_length`, or the language model has fewer
@@ -53,7 +66,9 @@ class Blip2Captioner:
         self._config = config
         self._seed = seed
         self.tokens = LanguageTokens(tokenizer, language, identity.source)
-        prompt = PROMPTS[BLIP2_CAPTIONER] if config.prompt is None else config.prompt
+        prompt = PROMPTS[identity.architecture] if config.prompt is None else config.prompt
+        self._vocabulary = vocabulary
+        self._text = prompt
         self._prompt = self.tokens.prompt(prompt)
         start = self.tokens.decoder_start
         self._lead = self._prompt if start is None else [start]
@@ -75,7 +90,8 @@ class Blip2Captioner:
         """Write captions for images; see `capfilt.models.captioner.Captioner`."""
         if not pixels:
             return []
-        visual = self.model(stack_on(pixels, self.model.vit.class_token.device))
+        images = stack_on(pixels, self.model.vit.class_token.device)
+        visual = self.model(images, self.instructions([[self._text]] * len(images)))
         start = self.tokens.decoder_start
         session = LanguageSession(self.language, visual, [self._prompt], start)
         captions = decode(
@@ -84,3 +100,13 @@ class Blip2Captioner:
         return [
             tuple(self.tokens.decode(self._lead, ids) for ids in of_image) for of_image in captions
         ]
+
+    def instructions(self, prompts: Sequence[Sequence[str]]) -> PackedTexts | None:
+        """Prompts of every image as its queries read them; None where they read none."""
+        if self._vocabulary is None:
+            return None
+        flat = [text for of_image in prompts for text in of_image]
+        longest = self.model.config.qformer.max_tokens
+        ids = iter(self._vocabulary.encode(flat, max_tokens=longest))
+        rows = [[next(ids) for _ in of_image] for of_image in prompts]
+        return PackedTexts.of(rows, self.model.vit.class_token.device)

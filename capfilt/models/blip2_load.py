@@ -12,7 +12,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, Blip2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    Blip2Config,
+    InstructBlipConfig,
+)
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
@@ -26,24 +32,29 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _LANGUAGE = "language_model."
 # What queries alone have no use for.
+_OF_HEADS = re.compile(r"^(vision_projection|text_projection|itm_head|language_projection)\.")
 _OF_TEXT = re.compile(
-    r"^(embeddings|vision_projection|text_projection|itm_head|language_projection)\."
-    r"|^qformer\.encoder\.layer\.\d+\.(intermediate|output)\."
+    rf"{_OF_HEADS.pattern}|^embeddings\.|^qformer\.encoder\.layer\.\d+\.(intermediate|output)\."
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 def blip2_settings(folder: Path) -> Any:
-    """A folder's `transformers.Blip2Config`.
+    """A folder's `transformers.Blip2Config`, or the `InstructBlipConfig` that it is.
 
     Raises:
         ModelError: It is none, or of a language model that transformers does not know.
     """
+    tree = checkpoint.read_json(folder / "config.json")
+    is_instructed = tree.get("model_type") == InstructBlipConfig.model_type
+    kind: Any = InstructBlipConfig if is_instructed else Blip2Config
     try:
-        return Blip2Config.from_dict(checkpoint.read_json(folder / "config.json"))
+        return kind.from_dict(tree)
     except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: config.json cannot be read as a Blip2Config ({why})") from None
+        raise ModelError(
+            f"{folder}: config.json cannot be read as a {kind.__name__} ({why})"
+        ) from None
 
 
 def query_config(settings: Any) -> QueryConfig:
@@ -68,13 +79,17 @@ def query_config(settings: Any) -> QueryConfig:
             activation=image.hidden_act,
         ),
         qformer=qformer_config(settings.qformer_config, settings.num_query_tokens),
-        embedding=settings.image_text_hidden_size,
+        embedding=getattr(settings, "image_text_hidden_size", 256),  # an InstructBLIP has none
         language_width=settings.text_config.hidden_size,
     )
 
 
 def qformer_config(settings: Any, queries: int) -> QFormerConfig:
-    """Our sizes from transformers' `Blip2QFormerConfig`; raises as `query_config`."""
+    """Our sizes from transformers' `Blip2QFormerConfig`, or `InstructBlipQFormerConfig`.
+
+    Raises:
+        ModelError: As `query_config`.
+    """
     if settings.hidden_act != "gelu":
         raise ModelError(f"qformer_config.hidden_act is {settings.hidden_act!r}, not 'gelu'")
     return QFormerConfig(
@@ -88,7 +103,7 @@ def qformer_config(settings: Any, queries: int) -> QFormerConfig:
         norm_eps=settings.layer_norm_eps,
         queries=queries,
         cross_every=settings.cross_attention_frequency,
-        reads_text=settings.use_qformer_text_input,
+        reads_text=getattr(settings, "use_qformer_text_input", True),  # an InstructBLIP's does
     )
 
 
@@ -120,7 +135,8 @@ def load_prompt_model(
 ) -> PromptModel:
     """The module of a `Blip2ForConditionalGeneration` folder less its language model, on the CPU.
 
-    Arguments and errors are those of `load_query_match_model`.
+    Or of an `InstructBlipForConditionalGeneration`. Arguments and errors are those of
+    `load_query_match_model`.
     """
     config = config or query_config(settings)
     with torch.device("meta"):
@@ -134,12 +150,16 @@ def load_prompt_model(
 def load_new_prompt_model(
     folder: Path, settings: Any, config: QueryConfig, *, seed: int
 ) -> PromptModel:
-    """Image encoder and queries of any BLIP-2 folder for another language model, on the CPU.
+    """Image encoder and Q-Former of any BLIP-2 folder for another language model, on the CPU.
 
     Arguments and errors are those of `load_query_match_model`; the projection is drawn with `seed`.
+    Where `config` reads text, the folder is of stage 1, or an InstructBLIP's.
     """
     tensors = checkpoint.read_tensors(folder, re.compile(rf"(?!{re.escape(_LANGUAGE)})"))
-    tensors = {name: x for name, x in tensors.items() if not _OF_TEXT.search(name)}
+    if config.qformer.reads_text:
+        tensors = {_instructed(name): x for name, x in tensors.items() if not _OF_HEADS.match(name)}
+    else:
+        tensors = {name: x for name, x in tensors.items() if not _OF_TEXT.search(name)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = nn.Linear(config.qformer.width, config.language_width)
@@ -232,6 +252,11 @@ def load_vocabulary(folder: Path, settings: Any) -> Vocabulary:
     return Vocabulary.load(folder, size=size if image is None else max(size, image + 1))
 
 
+def load_query_vocabulary(folder: Path, config: QFormerConfig) -> Vocabulary:
+    """The BERT tokenizer of a Q-Former that reads prompts."""
+    return Vocabulary.load(folder / checkpoint.QUERY_TOKENIZER, size=config.vocabulary)
+
+
 def save_query_match_model(
     model: QueryMatchModel, folder: Path, settings: Any, *, processor: Any
 ) -> None:
@@ -250,13 +275,18 @@ def save_query_match_model(
 def save_captioner(
     model: PromptModel, language: Any, folder: Path, settings: Any, *, processor: Any
 ) -> None:
-    """Save a captioner as `Blip2ForConditionalGeneration`; see `save_query_match_model`."""
+    """Save a captioner as `Blip2ForConditionalGeneration`; see `save_query_match_model`.
+
+    Or as `InstructBlipForConditionalGeneration`, where its Q-Former reads text.
+    """
     tensors = prompt_layout(model.config).release(_state(model))
     tied = {name for name, _ in language.named_parameters(remove_duplicate=False)}
     state = dict(language.named_parameters())  # of tied ones the first
     state |= {name: x for name, x in language.state_dict().items() if name not in tied}
     tensors |= {f"{_LANGUAGE}{name}": x.detach().cpu() for name, x in state.items()}
-    _save(tensors, folder, settings, checkpoint.BLIP2_CAPTIONER, processor)
+    is_instructed = model.config.qformer.reads_text
+    name = checkpoint.INSTRUCTED_CAPTIONER if is_instructed else checkpoint.BLIP2_CAPTIONER
+    _save(tensors, folder, settings, name, processor)
 
 
 def save_qformer(model: QFormer, folder: Path, settings: Any) -> None:
@@ -286,6 +316,13 @@ def qformer_layout(config: QFormerConfig) -> layout.Layout:
     return layout.query_transformer(
         text_layers=config.layers, cross_every=config.cross_every, reads_text=config.reads_text
     )
+
+
+def _instructed(name: str) -> str:
+    """What an InstructBLIP calls a tensor of stage 1."""
+    if name.startswith("embeddings."):
+        return f"qformer.{name}"
+    return name.replace("qformer.layernorm.", "qformer.embeddings.layernorm.")
 
 
 def _filled(

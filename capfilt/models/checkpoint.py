@@ -28,15 +28,22 @@ MATCH_FILTER = "BlipForImageTextRetrieval"
 CLIP_FILTER = "CLIPModel"
 SIMILARITY_FILTER = "BlipModel"  # ITC alone: it has no ITM head
 BLIP2_CAPTIONER = "Blip2ForConditionalGeneration"
+INSTRUCTED_CAPTIONER = "InstructBlipForConditionalGeneration"  # its Q-Former reads the prompt
 BLIP2_FILTER = "Blip2ForImageTextRetrieval"
 BLIP2_QFORMER = "Blip2QFormerModel"
 CLASSES: Mapping[Role, tuple[str, ...]] = {
-    "captioner": (CAPTIONER, BLIP2_CAPTIONER),
+    "captioner": (CAPTIONER, BLIP2_CAPTIONER, INSTRUCTED_CAPTIONER),
     "filter": (MATCH_FILTER, BLIP2_FILTER, CLIP_FILTER, SIMILARITY_FILTER),
 }
 # What a caption starts from, where the config leaves it open.
-# Source: BLIP's code (`configs/caption_coco.yaml`), BLIP-2's (`blip2_caption_*.yaml`).
-PROMPTS: Mapping[str, str] = {CAPTIONER: "a picture of ", BLIP2_CAPTIONER: "a photo of"}
+# Source: BLIP's code (`configs/caption_coco.yaml`), BLIP-2's (`blip2_caption_*.yaml`); of the
+# prompts that InstructBLIP was trained with (arXiv:2305.06500, appendix) the same one.
+PROMPTS: Mapping[str, str] = {
+    CAPTIONER: "a picture of ",
+    BLIP2_CAPTIONER: "a photo of",
+    INSTRUCTED_CAPTIONER: "a photo of",
+}
+QUERY_TOKENIZER = "qformer_tokenizer"  # folder of the tokenizer of a Q-Former that reads prompts
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -44,8 +51,7 @@ _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 _CONVERT = "make a folder of a .bin or .pth once with capfilt convert"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Whatever else than weights decides a result. README, generation_config.json and the like do not.
-_DECISIVE = (
-    "config.json",
+_OF_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -55,8 +61,13 @@ _DECISIVE = (
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+_DECISIVE = (
+    "config.json",
+    *_OF_TOKENIZER,
     "preprocessor_config.json",
     "processor_config.json",
+    *(f"{QUERY_TOKENIZER}/{name}" for name in _OF_TOKENIZER),
 )
 
 
@@ -86,8 +97,9 @@ def inspect(source: str, role: Role) -> ModelIdentity:
     weights = weight_files(folder)
     decisive = [folder / name for name in _DECISIVE if (folder / name).is_file()]
     digest = hashlib.sha256()
-    for path in sorted([*weights, *decisive], key=lambda p: p.name):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    named = {path.relative_to(folder).as_posix(): path for path in (*weights, *decisive)}
+    for name, path in sorted(named.items()):
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -103,10 +115,11 @@ def _check_harmless(folder: Path) -> None:
     root = folder.resolve()
     if root.parent.name == "snapshots":  # the hub's cache links to `blobs` beside it
         root = root.parent.parent
-    for path in sorted(folder.iterdir()):
+    for path in sorted([*folder.iterdir(), *folder.glob(f"{QUERY_TOKENIZER}/*")]):
         if not path.resolve().is_relative_to(root):
             raise ModelError(f"{path}: links to {path.resolve()}, outside the folder: copy it here")
-    for name in ("config.json", "tokenizer_config.json"):
+    configs = ("config.json", "tokenizer_config.json")
+    for name in (*configs, f"{QUERY_TOKENIZER}/tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in read_json(folder / name):
             raise ModelError(
                 f"{folder / name}: asks for code of its own (auto_map), never run here"

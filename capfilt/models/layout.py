@@ -8,8 +8,9 @@ first dimension: transformers keeps the text's query, key and value apart, and w
     timm, vit      ImageNet checkpoints of timm and of transformers' `ViTModel`, without a prefix
     bert           `BertModel` and `BertForMaskedLM`, with the prefix `bert`
     clip           transformers' `CLIPVisionModel`, and the same in a `CLIPModel`
-    BLIP-2         transformers' `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` less
-                   its language model, and `Blip2QFormerModel`
+    BLIP-2         transformers' `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` and
+                   `InstructBlipForConditionalGeneration` less their language models, and
+                   `Blip2QFormerModel`
 """
 
 from __future__ import annotations
@@ -221,14 +222,24 @@ def query_filter(*, image_layers: int, text_layers: int, cross_every: int) -> La
 def query_captioner(
     *, image_layers: int, text_layers: int, cross_every: int, reads_text: bool
 ) -> Layout:
-    """Of a `PromptModel`; the language model beside it keeps transformers' names."""
+    """Of a `PromptModel`; the language model beside it keeps transformers' names.
+
+    `reads_text`: of an InstructBLIP, whose Q-Former has its embeddings, and their norm, in itself.
+    """
     parts = {
         **_image(image_layers, original=False),
         **_qformer("qformer", "qformer.", text_layers, cross_every, reads_text),
         "qformer.queries": ("query_tokens",),
         **_linear("projection", "language_projection"),
     }
-    return Layout(parts, re.compile(r"^language_model\."), {})
+    if reads_text:
+        within = "qformer.embeddings"
+        parts |= {
+            "qformer.words.weight": (f"{within}.word_embeddings.weight",),
+            "qformer.positions.weight": (f"{within}.position_embeddings.weight",),
+            **_linear("qformer.norm", f"{within}.layernorm"),
+        }
+    return Layout(parts, re.compile(r"^language_model\.|\.position_ids$"), {})
 
 
 def query_transformer(*, text_layers: int, cross_every: int, reads_text: bool) -> Layout:

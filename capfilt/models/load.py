@@ -40,7 +40,8 @@ def load_captioner(
 
     Args:
         source: Folder or hub id of a `BlipForConditionalGeneration`, or of a
-            `Blip2ForConditionalGeneration` with any language model that transformers knows.
+            `Blip2ForConditionalGeneration` or `InstructBlipForConditionalGeneration` with any
+            language model that transformers knows.
         config: How it decodes.
         seed: Of the run.
         precision: "auto" is bf16 on CUDA and fp32 on a CPU.
@@ -52,7 +53,7 @@ def load_captioner(
     """
     identity = checkpoint.inspect(source, "captioner")
     folder = checkpoint.resolve_folder(source)
-    if identity.architecture == checkpoint.BLIP2_CAPTIONER:
+    if identity.architecture != checkpoint.CAPTIONER:
         return _load_blip2_captioner(folder, identity, config, seed, precision, device)
     settings = blip_settings(folder)
     model = load_caption_model(folder, settings)
@@ -225,13 +226,17 @@ def _load_blip2_captioner(
     from capfilt.models.blip2_captioner import Blip2Captioner
 
     settings = blip2_load.blip2_settings(folder)
+    sizes = blip2_load.query_config(settings)
     tokenizer = blip2_load.load_language_tokenizer(folder)
+    vocabulary = None
+    if identity.architecture == checkpoint.INSTRUCTED_CAPTIONER:
+        vocabulary = blip2_load.load_query_vocabulary(folder, sizes.qformer)
     check_fits(f"--captioner {folder}", checkpoint.weight_files(folder), precision, device)
     model = place(blip2_load.load_prompt_model(folder, settings), precision, device)
     where, dtype = target(precision, device)
     language = blip2_load.load_language_model(folder, settings, dtype).to(where)
     language = language.eval().requires_grad_(False)
-    return Blip2Captioner(model, language, tokenizer, identity, config, seed=seed)
+    return Blip2Captioner(model, language, tokenizer, vocabulary, identity, config, seed=seed)
 
 
 def _load_blip2_filter(

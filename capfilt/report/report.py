@@ -145,10 +145,9 @@ def _facts(origin: Origin, speed: Speed | None, price: float | None) -> list[tup
 
 
 def _speed_facts(speed: Speed, price: float | None) -> list[tuple[str, str]]:
-    unit = "machine hours" if speed.kinds == ("CPU",) else "GPU hours"
     facts = [
         ("machines", f"{speed.machines} ({', '.join(speed.kinds)})"),
-        (unit, f"{speed.busy_s / 3600:,.2f}"),
+        (f"{speed.unit} hours", f"{speed.busy_s / 3600:,.2f}"),
         ("images/s of one machine", f"{speed.images_per_s:,.1f}"),
     ]
     if price is not None:

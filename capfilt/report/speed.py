@@ -23,6 +23,11 @@ class Speed:
         """Of one machine."""
         return self.images / self.busy_s
 
+    @property
+    def unit(self) -> str:
+        """What an hour is of."""
+        return "machine" if self.kinds == ("CPU",) else "GPU"
+
     def price_per_million(self, price_per_hour: float) -> float:
         """Of a million images, at the price of a machine's hour."""
         return price_per_hour * self.busy_s / 3600 / self.images * 1e6

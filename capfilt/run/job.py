@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from capfilt.config import NONE, RunConfig
 from capfilt.errors import CommitError, ConfigError, InputError
 from capfilt.io import files
 from capfilt.io.commits import (
+    Commit,
     Failure,
     InputRecord,
     list_failures,
@@ -23,8 +25,10 @@ from capfilt.io.commits import (
     write_failure,
 )
 from capfilt.io.inputs import Inputs, find_shards, human_shards
+from capfilt.io.lease import Lease
 from capfilt.io.likeness import EvaluationSet
 from capfilt.io.publish import clean_temporary
+from capfilt.logs import about
 from capfilt.record import ModelIdentity
 from capfilt.run.duplicates import duplicates_among
 from capfilt.run.engine import Done, Engine, GaveUp, Work
@@ -32,7 +36,9 @@ from capfilt.run.manifest import Manifest
 from capfilt.run.output import check_output
 from capfilt.run.plan import Plan, make_plan
 from capfilt.run.progress import Progress
+from capfilt.run.schedule import largest_first
 from capfilt.run.task import Task
+from capfilt.run.watch import Arrivals, first_look
 from capfilt.schema import differences
 from capfilt.shard import root_of
 from capfilt.tally import Tally
@@ -55,8 +61,13 @@ class Where:
     address: str | None = None  # a Ray cluster; None starts Ray on this machine
     workers: int | None = None
     gpus_per_worker: float | None = None
+    only_failed: bool = False  # the shards that earlier calls have given up, and no others
+    watch: bool = False  # stay, and take each shard as its `_stats.json` appears
+    until_idle_s: float | None = None  # without work, after which a watch ends; None: never
 
     def __post_init__(self) -> None:
+        if self.watch and self.allow_unfinished:
+            raise ConfigError("a watch takes shards by their _stats.json: no --allow-unfinished")
         on_cluster = (self.address, self.workers, self.gpus_per_worker) != (None, None, None)
         if self.local and on_cluster:
             raise ConfigError(
@@ -122,12 +133,19 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     Raises:
         ConfigError, ModelError, InputError, CommitError: One line: what, where, what to do.
     """
-    config, where = _absolute(config, where)
-    _check_places(where)
-    models = inspect_models(config)
-    excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
-    task = Task(_settled(config, models), models, where.output, excluded)
+    config, where = absolute(config, where)
+    check_places(where)
+    check_output(where.output)
+    task = task_of(config, where.output)
+    if where.watch and config.images.dedupe is not None:
+        raise ConfigError("images.dedupe looks at the whole INPUT first, which a watch has not yet")
     inputs = _find(where)
+    with Lease(where.output, "capfilt watch" if where.watch else "capfilt run") as lease:
+        return _run(task, where, inputs, lease, live=live)
+
+
+def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) -> Summary:
+    """What follows once OUTPUT is this process's own."""
     commits = read_commits(where.output)
     plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
     if where.address is not None:
@@ -143,22 +161,31 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
     works = [Work(shard) for shard in plan.todo]
     works += [Work(shard, redo=True) for shard in (*plan.stale, *plan.damaged)]
     works.sort(key=lambda work: work.shard.id)
+    if where.only_failed:
+        failed_before = list_failures(where.output)
+        works = [work for work in works if work.shard.id in failed_before]
     left = 0
     if where.limit is not None and len(works) > where.limit:
         left = len(works) - where.limit
         works = works[: where.limit]
+    works = largest_first(works)
     total = Tally()
     total.merge(plan.tally)
-    has_threshold = config.selection.min_match_prob is not None
+    has_threshold = task.config.selection.min_match_prob is not None
     with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
-        failed = []
-        if works:
-            if config.images.dedupe is not None:
-                found = duplicates_among(inputs.shards, config.images)
+        failed: list[GaveUp] = []
+        arrivals = Arrivals(task, where, progress, inputs) if where.watch else None
+        if works or arrivals is not None:
+            if task.config.images.dedupe is not None:
+                found = duplicates_among(inputs.shards, task.config.images)
                 task = replace(task, duplicates=found)
-            failed = execute(_start(task, where, len(works)), works, where.output, progress)
+            engine = _start(task, where, len(works) if arrivals is None else None)
+            stream = chain(works, arrivals or ())
+            failed = execute(engine, stream, where.output, progress, lease)
             clean_temporary(where.output)  # of workers that died meanwhile
     total.merge(progress.tally)
+    if arrivals is not None:
+        inputs = arrivals.inputs()
     return Summary(
         output=where.output,
         shards_done=progress.shards_done,
@@ -171,6 +198,18 @@ def run(config: RunConfig, where: Where, *, live: bool = False) -> Summary:
         tally=total,
         noise_ratio=total.noise_ratio if has_threshold else None,
     )
+
+
+def task_of(config: RunConfig, output_url: str) -> Task:
+    """The work order of a run, from a config whose paths are absolute.
+
+    Raises:
+        ModelError: A checkpoint is missing, of another class, or unsafe to load.
+        ConfigError, InputError: An evaluation set cannot be read.
+    """
+    models = inspect_models(config)
+    excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
+    return Task(_settled(config, models), models, output_url, excluded)
 
 
 def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
@@ -202,7 +241,7 @@ def _settled(config: RunConfig, models: Mapping[str, ModelIdentity]) -> RunConfi
     return replace(config, captions=replace(config.captions, prompt=PROMPTS[architecture]))
 
 
-def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
+def absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
     """Local paths as every worker finds them, whatever its current folder."""
     models: dict[str, Any] = {
         role: files.absolute(source)
@@ -221,7 +260,12 @@ def _absolute(config: RunConfig, where: Where) -> tuple[RunConfig, Where]:
     return replace(config, **models), where
 
 
-def _check_places(where: Where) -> None:
+def check_places(where: Where) -> None:
+    """See that the places are no secrets, and OUTPUT not above INPUT; no store is asked.
+
+    Raises:
+        ConfigError: A password would be recorded, or the input written over.
+    """
     for name in ("input", "output", "human", "human_images"):
         place = urlsplit(getattr(where, name) or "")
         if place.scheme and place.password is not None:
@@ -231,18 +275,20 @@ def _check_places(where: Where) -> None:
             )
     if where.output == where.input or where.input.startswith(f"{where.output}/"):
         raise ConfigError(f"OUTPUT {where.output} holds INPUT: give the new dataset its own folder")
-    check_output(where.output)
 
 
 def _find(where: Where) -> Inputs:
-    inputs = find_shards(where.input, allow_unfinished=where.allow_unfinished)
+    if where.watch:
+        inputs = first_look(where.input)
+    else:
+        inputs = find_shards(where.input, allow_unfinished=where.allow_unfinished)
     shards = inputs.shards
     if where.human is not None:
         shards += human_shards(where.human, where.human_images)
     twice = [shard_id for shard_id, n in Counter(s.id for s in shards).items() if n > 1]
     if twice:
         raise InputError(f"--human {where.human}: INPUT has shards of the same ids: {twice[0]}")
-    if not shards and inputs.unfinished:
+    if not shards and inputs.unfinished and not where.watch:
         raise InputError(
             f"{where.input}: every shard is unfinished (no _stats.json beside it), e.g. "
             f"{inputs.unfinished[0]}; wait for img2dataset, or use --allow-unfinished"
@@ -308,15 +354,24 @@ def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:
 
 
 def execute(
-    engine: Engine, works: Sequence[Work], output_url: str, progress: Progress
+    engine: Engine,
+    works: Iterable[Work | None],
+    output_url: str,
+    progress: Progress,
+    lease: Lease | None = None,
 ) -> list[GaveUp]:
-    """Let an engine work through shards; keep the count and the record of failures."""
+    """Let an engine work through shards; keep the count and the record of failures.
+
+    Raises:
+        CommitError: The lease is lost: another works on this OUTPUT now.
+    """
     failed_before = list_failures(output_url)
     failed = []
     for outcome in engine.execute(works):
         if isinstance(outcome, Done):
             progress.shards_done += 1
             progress.tally.merge(Tally.from_dict(outcome.commit.counts))
+            _tell(outcome.commit)
             if outcome.commit.shard in failed_before:
                 remove_failure(output_url, outcome.commit.shard)
         elif isinstance(outcome, GaveUp):
@@ -327,12 +382,20 @@ def execute(
                 output_url,
                 Failure(shard.id, InputRecord.of(shard), outcome.attempts, outcome.error),
             )
-            log.error("shard %s failed: %s", outcome.shard.id, outcome.error)
+            told = about(shard=shard.id, attempts=outcome.attempts)
+            log.error("shard %s failed: %s", shard.id, outcome.error, extra=told)
         progress.show(engine.in_flight())
+        if lease is not None:
+            lease.check()
     return failed
 
 
-def _start(task: Task, where: Where, shards: int) -> Engine:
+def _tell(commit: Commit) -> None:
+    facts = {"shard": commit.shard, **commit.counts, **commit.telemetry}
+    log.debug("shard %s is done", commit.shard, extra=about(**facts))
+
+
+def _start(task: Task, where: Where, shards: int | None) -> Engine:
     if where.local:
         from capfilt.run.local import LocalEngine
 
@@ -342,7 +405,7 @@ def _start(task: Task, where: Where, shards: int) -> Engine:
 
     connect(where.address)
     needs = resources(workers=where.workers, gpus_per_worker=where.gpus_per_worker, shards=shards)
-    return ClusterEngine(task, needs)
+    return ClusterEngine(task, needs, grows=where.workers is None)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

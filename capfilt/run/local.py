@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
-from capfilt.io.commits import Commit
-from capfilt.run.engine import Done, Inbox, Outcome, Work, settle
+from capfilt.run.engine import Outcome, Work
+from capfilt.run.pool import work_through
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 from capfilt.tally import Tally
@@ -35,35 +33,13 @@ class LocalEngine:
 
     def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard; one that raises is tried again until `max_attempts`."""
-        inbox, queue = Inbox(works), deque[Work]()
-        running: dict[Future[Commit], Work] = {}
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as pool:
             try:
-                queue.extend(inbox.take())
-                while queue or running or inbox.is_open:
-                    while queue and len(running) < IN_FLIGHT:
-                        work = queue.popleft()
-                        future = pool.submit(self._worker.process, work.shard, redo=work.redo)
-                        running[future] = work
-                    done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                    if not done:
-                        time.sleep(0.0 if running else 1.0)  # it waits for none of none
-                        yield None
-                    for future in done:
-                        work = running.pop(future)
-                        error = future.exception()
-                        if error is None:
-                            yield Done(future.result())
-                            continue
-                        outcome = settle(
-                            work, error, max_attempts=self._task.config.compute.max_attempts
-                        )
-                        if isinstance(outcome, Work):
-                            queue.append(outcome)
-                        else:
-                            yield outcome
-                    queue.extend(inbox.take())
+                yield from work_through(
+                    works,
+                    lambda work: pool.submit(self._worker.process, work.shard, redo=work.redo),
+                    in_flight=IN_FLIGHT,
+                    max_attempts=self._task.config.compute.max_attempts,
+                )
             finally:
-                for future in running:
-                    future.cancel()
                 self._worker.close()

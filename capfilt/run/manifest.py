@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from capfilt import __version__
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
 from capfilt.run.task import Task
@@ -14,7 +15,6 @@ from capfilt.schema import to_dict
 
 # Other versions of these may write other bytes from the same input.
 LIBRARIES = (
-    "capfilt",
     "torch",
     "transformers",
     "tokenizers",
@@ -57,7 +57,8 @@ class Manifest:
                 }
                 for role, identity in task.models.items()
             },
-            versions={name: metadata.version(name) for name in LIBRARIES},
+            # Of the code that runs, which may have come with a job and not be the one installed.
+            versions={"capfilt": __version__, **{n: metadata.version(n) for n in LIBRARIES}},
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from capfilt.errors import ConfigError
 from capfilt.io import files, outputs
 
-_OURS = frozenset({*outputs.FOLDERS, outputs.MANIFEST})
+_OURS = frozenset({*outputs.FOLDERS, outputs.MANIFEST, outputs.LEASE})
 
 
 def check_output(output_url: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,10 +15,13 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from capfilt.duration import duration
+from capfilt.logs import about, is_json
 from capfilt.record import Source, Verdict
 from capfilt.tally import Tally
 
 PLAIN_INTERVAL_S = 10.0
+
+log = logging.getLogger("capfilt")
 
 
 class Progress:
@@ -30,7 +34,7 @@ class Progress:
         self.tally = Tally()
         self.shards_done = 0
         self.shards_failed = 0
-        self._shards = shards
+        self.shards = shards  # more, as they arrive
         self._noise_ratio = noise_ratio
         self._started = time.monotonic()
         self._working_since = self._started
@@ -57,6 +61,11 @@ class Progress:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
+    @property
+    def ended(self) -> int:
+        """Shards that are done or given up."""
+        return self.shards_done + self.shards_failed
+
     def show(self, in_flight: Tally) -> None:
         """Bring the display up to date; a plain line comes every `PLAIN_INTERVAL_S`."""
         now = Tally()
@@ -66,7 +75,10 @@ class Progress:
             self._live.update(self._block(now))
         elif time.monotonic() - self._shown_at >= PLAIN_INTERVAL_S:
             self._shown_at = time.monotonic()
-            print(self._line(now), file=sys.stderr, flush=True)
+            if is_json():
+                log.info("progress", extra=about(**self._facts(now)))
+            else:
+                print(self._line(now), file=sys.stderr, flush=True)
 
     def _speed(self, now: Tally) -> list[str]:
         # A shard that just ended may be missing from both counts for a moment.
@@ -74,10 +86,10 @@ class Progress:
         if not self._most_images:
             self._working_since = time.monotonic()  # models are still being loaded
         working_s = time.monotonic() - self._working_since
-        ended = self.shards_done + self.shards_failed
-        left = duration((self._shards - ended) * working_s / ended) if ended else "..."
+        ended = self.ended
+        left = duration((self.shards - ended) * working_s / ended) if ended else "..."
         return [
-            f"{ended:,}/{self._shards:,} shards",
+            f"{ended:,}/{self.shards:,} shards",
             f"{self._most_images:,} images",
             f"{self._most_images / max(working_s, 1.0):,.1f} images/s",
             f"{left} left",
@@ -93,12 +105,20 @@ class Progress:
             facts.append(f"{self.shards_failed:,} shards failed")
         return facts
 
+    def _facts(self, now: Tally) -> dict[str, Any]:
+        return {
+            "shards": self.shards,
+            "shards_done": self.shards_done,
+            "shards_failed": self.shards_failed,
+            "seconds": round(self.seconds, 1),
+            **now.to_dict(),
+        }
+
     def _line(self, now: Tally) -> str:
         return "capfilt: " + " | ".join(self._speed(now) + self._quality(now))
 
     def _block(self, now: Tally) -> RenderableType:
-        ended = self.shards_done + self.shards_failed
         first = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=self._shards, completed=ended, width=20)
+        bar = ProgressBar(total=self.shards, completed=self.ended, width=20)
         first.add_row(bar, " · ".join(self._speed(now)))
         return Group(first, Line(" · ".join(self._quality(now)), style="dim"))

@@ -28,6 +28,7 @@ class Task:
     output_url: str
     # Images to drop before a model sees them: evaluation sets, and duplicates by shard and number.
     excluded: EvaluationSet | None = field(default=None, compare=False)
+    most_samples: int | None = field(default=None, compare=False)  # of each shard: a probe's
     duplicates: Mapping[str, Mapping[int, Reason]] = field(default_factory=dict, compare=False)
 
     @property

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 import torch
 
@@ -41,6 +42,7 @@ from capfilt.logs import about
 from capfilt.models import images
 from capfilt.record import Annotated, ModelIdentity, Reason, Sample, Verdict
 from capfilt.run.annotator import Annotator, Captioner, Decoded, Filter, is_good
+from capfilt.run.attempt import Attempt, OvertakenError
 from capfilt.run.fitting import limit_memory
 from capfilt.run.flow import ahead, in_order
 from capfilt.run.meter import Meter
@@ -82,7 +84,7 @@ class Worker:
         compute = task.config.compute
         cuda = torch.cuda.is_available()
         self._batch_size = compute.batch_size or (CUDA_BATCH if cuda else CPU_BATCH)
-        self._batches_at_once = batches_at_once
+        self.batches_at_once = batches_at_once
         self._models = ThreadPoolExecutor(
             batches_at_once, thread_name_prefix="models", initializer=one_thread_per_operation
         )
@@ -121,37 +123,45 @@ class Worker:
         at_once = 1 if torch.cuda.is_available() else cpus
         return cls(task, captioner, filter_, batches_at_once=at_once)
 
-    def process(self, shard: InputShard, *, redo: bool = False) -> Commit:
+    def process(
+        self, shard: InputShard, *, redo: bool = False, attempt: Attempt | None = None
+    ) -> Commit:
         """Take one shard all the way to its commit.
 
         Args:
             shard: What to read.
             redo: An older commit of this shard is stale and goes before its files are replaced.
+            attempt: What says whether another worker is at this shard, and was first; None: nobody.
 
         Raises:
             InputError: The shard cannot be read in full, or has changed. Nothing of it is
                 committed.
             StalledError: Nothing came of it for `read_timeout_s`; a thread of it still hangs.
+            OvertakenError: Another worker was first. Nothing of this try is left.
         """
+        attempt = attempt or Attempt()
         started = time.monotonic()
         log.debug("shard %s begins", shard.id, extra=about(shard=shard.id, worker=self.name))
         root, output = self.task.output_url, self.task.config.output
         data_path, ledger_path = outputs.data_path(shard.id, output), outputs.ledger_path(shard.id)
-        if redo:
-            retire(root, shard.id, {data_path, ledger_path})
         aside = self._aside(shard)
         with self._counting(shard) as tally:
             # Contexts end inside out: the data is published first, then the ledger.
             with (
+                _removed_if_overtaken(aside),
                 publish.publishing(files.join(root, ledger_path)) as ledger_file,
                 publish.publishing(files.join(root, data_path)) as data_file,
                 LedgerWriter(ledger_file.path, metadata=self._ledger_metadata()) as ledger,
                 open_writer(data_file.path, output, shard) as data,
             ):
                 known = aside.recall()
-                self._flow(shard, known, partial(self._write, data, ledger, tally, aside))
+                write = partial(self._write, data, ledger, tally, aside, attempt)
+                self._flow(shard, known, write)
                 flowed = time.monotonic()
                 check_unchanged(shard)
+                attempt.begin_publishing()
+                if redo:
+                    retire(root, shard.id, {data_path, ledger_path})
             commit = Commit(
                 shard=shard.id,
                 input=InputRecord.of(shard),
@@ -181,6 +191,17 @@ class Worker:
             for tally in self._tallies.values():
                 total.merge(tally)
         return total
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the models take at once, as far as is known by now."""
+        return min(self._batch_size, self.annotator.fitting.most or self._batch_size)
+
+    def peak_bytes(self) -> int:
+        """Most memory that was in use: of the GPU, or of this process on a CPU."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def close(self) -> None:
         """Stop: a shard in flight fails after its present batch and leaves nothing behind."""
@@ -228,9 +249,7 @@ class Worker:
                 ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
             ):
                 # One more than the models take, so that the next is there when one is done.
-                annotated = in_order(
-                    self._models, annotate, batches, most=self._batches_at_once + 1
-                )
+                annotated = in_order(self._models, annotate, batches, most=self.batches_at_once + 1)
                 for _ in in_order(writing, write, annotated, most=2):
                     pass
         except TimeoutError:
@@ -268,6 +287,7 @@ class Worker:
     def _samples(self, shard: InputShard) -> Iterator[Sample]:
         duplicates = self.task.duplicates.get(shard.id, {})
         samples = self.meter.each("read", read_samples(shard, self.task.config.images))
+        samples = islice(samples, self.task.most_samples)
         for number, sample in enumerate(samples):
             yield replace(sample, unwanted=duplicates.get(number))
 
@@ -310,8 +330,10 @@ class Worker:
         ledger: LedgerWriter,
         tally: Tally,
         aside: Partial,
+        attempt: Attempt,
         batch: Sequence[Annotated],
     ) -> None:
+        attempt.check()
         with self.meter.stage("write"):
             for annotated in batch:
                 ledger.write(annotated)
@@ -336,6 +358,15 @@ def _device() -> str:
     return f"{properties.name} {getattr(properties, 'uuid', '')}".strip()
 
 
+@contextmanager
+def _removed_if_overtaken(aside: Partial) -> Iterator[None]:
+    try:
+        yield
+    except OvertakenError:
+        aside.remove()
+        raise
+
+
 def _record(published: publish.Published) -> OutputRecord:
     return OutputRecord(published.size_bytes, published.sha256)
 
@@ -343,7 +374,7 @@ def _record(published: publish.Published) -> OutputRecord:
 def _check_same(role: str, found: ModelIdentity, expected: ModelIdentity) -> None:
     if found.sha256 != expected.sha256:
         raise ModelError(
-            f"{role} {expected.source}: this worker finds other weights there "
-            f"(sha256 {found.sha256[:12]}) than the driver ({expected.sha256[:12]}); "
-            "every node must see the same checkpoint"
+            f"{role} {expected.source}: on node {socket.gethostname()} there are other weights "
+            f"(sha256 {found.sha256[:12]}) than the driver's ({expected.sha256[:12]}); every node "
+            "must see the same checkpoint"
         )

@@ -1,6 +1,6 @@
 """One shard of a cut: its ledger with new verdicts, and the samples that keep a text.
 
-Images are copied as they are, a local tar's as ranges of bytes (`capfilt.select.splice`).
+Images are copied as they are, those of a tar without reading more (`capfilt.select.splice`).
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ class Cutter:
         texts = ShardTexts.read(origin, shard.id, rows, self.survey.ranked_by)
         before, kept = origin.rows(shard.id), rows.with_kept()
         present = before.with_kept()
-        is_local_tar = shard.form is Form.TAR and files.local_path(shard.url) is not None
-        if is_local_tar and not (kept & ~present).any():
+        if shard.form is Form.TAR and not (kept & ~present).any():
             keys = origin.keys(shard.id)
             [numbers] = np.nonzero(present)
             changed = _changed(before, rows, rerank=self.survey.ranked_by != origin.ranked_by)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 
 from capfilt.io.commits import Commit
-from capfilt.run.engine import Done, Outcome, Work, settle
+from capfilt.run.engine import Outcome, Work
+from capfilt.run.pool import work_through
 from capfilt.select.cutter import Cutter
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
 MAX_ATTEMPTS = 3  # per shard, as of a run
+_OF_ARROW = "pyarrow.pandas_compat"  # what Arrow loads late, where there is pandas: 0.3 s
 _cutter: Cutter  # of this process, set by `_hold`
 
 
@@ -32,29 +33,17 @@ class CutEngine:
 
     def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard; one that raises is tried again until `MAX_ATTEMPTS`."""
-        queue = deque(filter(None, works))  # a cut's are all there
-        running: dict[Future[Commit], Work] = {}
-        # Not forked: Arrow's threads would not come along.
-        context = multiprocessing.get_context("spawn")
+        # Not forked from this process, whose threads would not come along, but from one that has
+        # loaded the modules and nothing else.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([Cutter.__module__, _OF_ARROW])
         with ProcessPoolExecutor(self.workers, context, _hold, (self._cutter,)) as pool:
-            while queue or running:
-                while queue and len(running) < 2 * self.workers:
-                    work = queue.popleft()
-                    running[pool.submit(_process, work.shard, work.redo)] = work
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                if not done:
-                    yield None
-                for future in done:
-                    work = running.pop(future)
-                    error = future.exception()
-                    if error is None:
-                        yield Done(future.result())
-                        continue
-                    outcome = settle(work, error, max_attempts=MAX_ATTEMPTS)
-                    if isinstance(outcome, Work):
-                        queue.append(outcome)
-                    else:
-                        yield outcome
+            yield from work_through(
+                works,
+                lambda work: pool.submit(_process, work.shard, work.redo),
+                in_flight=2 * self.workers,
+                max_attempts=MAX_ATTEMPTS,
+            )
 
 
 def _hold(cutter: Cutter) -> None:

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from capfilt.config import ImageConfig, OutputConfig
 from capfilt.cut import Mask, Rows, ScoreName
@@ -189,9 +191,11 @@ class Origin:
     def keys(self, shard_id: str) -> list[str]:
         """The key of each image in a shard's ledger."""
         table = read_ledger_columns(self.ledger_url(shard_id), ["key", "source", "index"])
-        is_first = np.array(table["source"].to_pylist()) != str(Source.SYNTHETIC)
-        is_first &= table["index"].to_numpy() == 0
-        return list(table["key"].filter(is_first).to_pylist())
+        is_image = pc.and_(
+            pc.not_equal(table["source"].cast(pa.string()), str(Source.SYNTHETIC)),
+            pc.equal(table["index"], 0),
+        )
+        return list(table["key"].filter(is_image).to_pylist())
 
 
 def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str, Any]:

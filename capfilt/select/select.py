@@ -13,6 +13,7 @@ from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
 from capfilt.io import files
 from capfilt.io.commits import list_outputs, read_commits
+from capfilt.io.lease import Lease
 from capfilt.io.likeness import EvaluationSet
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
@@ -122,20 +123,21 @@ def select(
     survey = Survey.of(origin, config)
     output = replace(origin.output, images=images and origin.output.images)
     manifest = _manifest(survey, output)
-    commits = read_commits(output_url)
-    plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
-    settle_manifest(manifest, output_url, plan, overwrite=overwrite)
-    clean_temporary(output_url)
-    works = _works(plan)
-    total = Tally()
-    total.merge(plan.tally)
-    has_threshold = manifest.config["selection"]["min_match_prob"] is not None
-    with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
-        failed = []
-        if works:
-            cutter = Cutter(survey, output_url, output, manifest.fingerprint)
-            engine = CutEngine(cutter, shards=len(works))
-            failed = execute(engine, works, output_url, progress)
+    with Lease(output_url, "capfilt select") as lease:
+        commits = read_commits(output_url)
+        plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
+        settle_manifest(manifest, output_url, plan, overwrite=overwrite)
+        clean_temporary(output_url)
+        works = _works(plan)
+        total = Tally()
+        total.merge(plan.tally)
+        has_threshold = manifest.config["selection"]["min_match_prob"] is not None
+        with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
+            failed = []
+            if works:
+                cutter = Cutter(survey, output_url, output, manifest.fingerprint)
+                engine = CutEngine(cutter, shards=len(works))
+                failed = execute(engine, works, output_url, progress, lease)
     total.merge(progress.tally)
     return Summary(
         output=output_url,

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 
 from capfilt.cut import Mask
 from capfilt.errors import ConfigError, InputError
@@ -82,6 +81,8 @@ class Where:
 
     def _compute(self, columns: Mapping[str, Any]) -> Any:
         """A field that no sample of a shard has is of whatever type the filter takes it for."""
+        import pyarrow.dataset  # half a second, pandas and all
+
         for untyped in (pa.null(), pa.string()):
             typed = {
                 name: column.cast(untyped) if pa.types.is_null(column.type) else column

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Blip2Config, Blip2Processor, BlipImageProcessorPil
+from transformers import (
+    BertTokenizer,
+    Blip2Config,
+    Blip2Processor,
+    BlipImageProcessorPil,
+    InstructBlipConfig,
+    InstructBlipProcessor,
+)
 
 from capfilt.models import blip2_load
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
@@ -36,14 +43,23 @@ def export_match_model(model: QueryMatchModel, folder: Path, vocabulary: Path) -
 
 
 def export_captioner(
-    model: PromptModel, language: Any, tokenizer: Any, folder: Path, *, end: int
+    model: PromptModel,
+    language: Any,
+    tokenizer: Any,
+    bert: BertTokenizer | None,
+    folder: Path,
+    *,
+    end: int,
 ) -> None:
     """Save as `Blip2ForConditionalGeneration`, with its language model, tokenizer and processor.
+
+    Or as `InstructBlipForConditionalGeneration`, where the Q-Former reads prompts.
 
     Args:
         model: What was trained.
         language: transformers' language model.
         tokenizer: Of it; knows `<image>`.
+        bert: Of a Q-Former that reads prompts.
         folder: Made if absent.
         end: The token that ended its texts.
     """
@@ -51,16 +67,23 @@ def export_captioner(
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     settings = _settings(model.config, image_token=image_token, language=language.config)
     settings.dtype = _dtype(model, language)
-    processor = Blip2Processor(
-        _image_processor(model.vit), tokenizer, num_query_tokens=model.config.qformer.queries
+    parts = (_image_processor(model.vit), tokenizer)
+    queries = model.config.qformer.queries
+    processor = (
+        Blip2Processor(*parts, num_query_tokens=queries)
+        if bert is None
+        else InstructBlipProcessor(*parts, bert, num_query_tokens=queries)
     )
     blip2_load.save_captioner(model, language, folder, settings, processor=processor)
 
 
-def _settings(config: QueryConfig, *, image_token: int, language: Any = None) -> Blip2Config:
+def _settings(config: QueryConfig, *, image_token: int, language: Any = None) -> Any:
     image, text = config.image, config.qformer
+    is_instructed = language is not None and text.reads_text
     of_language = {} if language is None else {"text_config": language.to_dict()}
-    return Blip2Config(
+    of_query = {} if is_instructed else {"use_qformer_text_input": text.reads_text}
+    of_match = {} if is_instructed else {"image_text_hidden_size": config.embedding}
+    return (InstructBlipConfig if is_instructed else Blip2Config)(
         vision_config={
             "hidden_size": image.width,
             "intermediate_size": image.ffn,
@@ -81,11 +104,11 @@ def _settings(config: QueryConfig, *, image_token: int, language: Any = None) ->
             "layer_norm_eps": text.norm_eps,
             "encoder_hidden_size": image.width,
             "cross_attention_frequency": text.cross_every,
-            "use_qformer_text_input": text.reads_text,
+            **of_query,
         },
         **of_language,
+        **of_match,
         num_query_tokens=text.queries,
-        image_text_hidden_size=config.embedding,
         image_token_index=image_token,
     )
 

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import BertTokenizer
 
 from capfilt.data.batch import Batch
 from capfilt.errors import ConfigError, ModelError
 from capfilt.models import blip2_load, checkpoint
 from capfilt.models.blip2 import PromptModel, QueryConfig
-from capfilt.models.language_load import load_language
+from capfilt.models.convert import blip2_tokenizer
+from capfilt.models.language_load import IMAGE, load_language
+from capfilt.models.med import PackedTexts
 from capfilt.models.uniforms import uniforms
 from capfilt.train.blip2_export import export_captioner
 from capfilt.train.features import Features
@@ -33,13 +36,15 @@ from capfilt.train.towers import DropConfig, RecomputeConfig
 class GenerateConfig:
     """Stage 2, and the finetuning of what it makes.
 
-    Source: BLIP-2, arXiv:2301.12597, sections 3.2, 3.4 and 4.2.
+    Source: BLIP-2, arXiv:2301.12597, sections 3.2, 3.4 and 4.2; InstructBLIP, arXiv:2305.06500,
+    section 2.3.
     """
 
-    start: str = ""  # folder of a `Blip2ForImageTextRetrieval` or `Blip2ForConditionalGeneration`
+    start: str = ""  # folder of any BLIP-2; where `read_prompt`, of stage 1 or an InstructBLIP
     language: str = ""  # folder or hub id of a language model; empty: that of `start`
     image_size: int = 224
     prompt: str = ""  # before every text; its tokens are read and not learned
+    read_prompt: bool = False  # the queries read it, too, as InstructBLIP's do
     split_text: bool = True  # an encoder-decoder's encoder reads the first part of a text
     train_image: bool = False  # the image encoder learns, too
     drop: DropConfig = field(default_factory=DropConfig)
@@ -55,11 +60,12 @@ class Blip2Generate(PartlyFrozen):
         model: PromptModel,
         language: Any,
         tokenizer: Any,
+        bert: BertTokenizer | None = None,
         *,
         seed: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Put loaded models together; see `load`."""
+        """Put loaded models together; see `load`. `bert` is of a Q-Former that reads the prompt."""
         super().__init__()
         self.config = config
         self.model, self.language = model, language
@@ -68,7 +74,15 @@ class Blip2Generate(PartlyFrozen):
             self.freeze(model.vit, but=model.vit.norm, dtype=dtype)
         self.features = Features(model.vit)
         self.texts = LanguageTexts(tokenizer, language, config.prompt, "the language model")
-        self._tokenizer = tokenizer
+        self._tokenizer, self._bert = tokenizer, bert
+        self._instruction: list[int] | None = None
+        if bert is not None:
+            longest = model.config.qformer.max_tokens
+            encoded = bert(config.prompt, truncation=True, max_length=longest)
+            self._instruction = encoded["input_ids"]
+            unseen = model.qformer.layers[-1].text_ffn  # nothing looks at what it would make
+            assert isinstance(unseen, nn.Module)
+            self.freeze(unseen)
         self._seed = seed
         self._passes = Passes()
 
@@ -87,10 +101,11 @@ class Blip2Generate(PartlyFrozen):
         """
         folder = Path(config.start)
         kind = _architecture(folder)
+        _check_prompt(config, kind)
         settings = blip2_load.blip2_settings(folder)
         if config.language:
             language, tokenizer = load_language(Path(config.language), dtype)
-        elif kind == checkpoint.BLIP2_CAPTIONER:
+        elif kind != checkpoint.BLIP2_FILTER:
             language = blip2_load.load_language_model(folder, settings, dtype)
             tokenizer = blip2_load.load_language_tokenizer(folder)
         else:
@@ -99,11 +114,12 @@ class Blip2Generate(PartlyFrozen):
             )
         width = language.config.hidden_size
         sizes = _trained(blip2_load.query_config(settings), config, width)
-        if kind == checkpoint.BLIP2_CAPTIONER and not config.language:
+        if kind != checkpoint.BLIP2_FILTER and not config.language:
             model = blip2_load.load_prompt_model(folder, settings, sizes)
         else:
             model = blip2_load.load_new_prompt_model(folder, settings, sizes, seed=seed)
-        return cls(config, model.float(), language, tokenizer, seed=seed, dtype=dtype)
+        bert = _query_tokenizer(folder, kind) if config.read_prompt else None
+        return cls(config, model.float(), language, tokenizer, bert, seed=seed, dtype=dtype)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The loss "lm".
@@ -131,28 +147,61 @@ class Blip2Generate(PartlyFrozen):
         return [int(u * (len(ids) - 1)) for u, ids in zip(own, texts, strict=False)]
 
     def export_captioner(self, folder: Path) -> None:
-        """Save as a `Blip2ForConditionalGeneration` with tokenizer and processor."""
-        end = self.texts.end
-        export_captioner(self.model, self.language, self._tokenizer, folder, end=end)
+        """Save as a `Blip2ForConditionalGeneration` with tokenizer and processor.
+
+        Or as an `InstructBlipForConditionalGeneration`, where the queries read the prompt.
+        """
+        tokenizers = (self._tokenizer, self._bert)
+        export_captioner(self.model, self.language, *tokenizers, folder, end=self.texts.end)
 
     def _visual(self, batch: Batch) -> Tensor:
+        read = None
+        if self._instruction is not None:
+            read = PackedTexts.of([[self._instruction]] * len(batch), batch.images.device)
         if self.config.train_image:
-            return self.model(batch.images)  # type: ignore[no-any-return]
+            return self.model(batch.images, read)  # type: ignore[no-any-return]
         features = self.features.of(batch)
         norm = self.model.vit.norm
-        return self.model.prompts(norm(features.to(norm.weight.dtype)))
+        return self.model.prompts(norm(features.to(norm.weight.dtype)), read)
 
 
 def _architecture(folder: Path) -> str:
-    known = (checkpoint.BLIP2_FILTER, checkpoint.BLIP2_CAPTIONER)
+    known = (
+        checkpoint.BLIP2_FILTER,
+        checkpoint.BLIP2_CAPTIONER,
+        checkpoint.INSTRUCTED_CAPTIONER,
+    )
     names = checkpoint.read_json(folder / "config.json").get("architectures") or ["nothing"]
     if names[0] not in known:
         raise ModelError(f"model.start {folder}: is a {names[0]}, not a {' or a '.join(known)}")
     return str(names[0])
 
 
+def _check_prompt(config: GenerateConfig, kind: str) -> None:
+    if config.read_prompt and not config.prompt:
+        raise ConfigError("model.read_prompt is true but model.prompt is empty: nothing to read")
+    if config.read_prompt and kind == checkpoint.BLIP2_CAPTIONER:
+        raise ConfigError(
+            f"model.read_prompt is true but the Q-Former of model.start ({config.start}) has "
+            "unlearned to read: start from stage 1 or an InstructBLIP"
+        )
+    if not config.read_prompt and kind == checkpoint.INSTRUCTED_CAPTIONER:
+        raise ConfigError(
+            f"the Q-Former of model.start ({config.start}) reads prompts: set "
+            "model.read_prompt=true, and a model.prompt"
+        )
+
+
+def _query_tokenizer(folder: Path, kind: str) -> BertTokenizer:
+    """BERT's, less the placeholder of images, for which the Q-Former has no embedding."""
+    is_filter = kind == checkpoint.BLIP2_FILTER
+    whole = blip2_tokenizer(folder if is_filter else folder / checkpoint.QUERY_TOKENIZER)
+    names = {token: i for token, i in whole.get_vocab().items() if token != IMAGE}
+    return BertTokenizer(vocab=names, bos_token="[DEC]", do_lower_case=whole.do_lower_case)
+
+
 def _trained(sizes: QueryConfig, config: GenerateConfig, language_width: int) -> QueryConfig:
-    """Sizes of the model to train: the Q-Former reads no text."""
+    """Sizes of the model to train."""
     size, patch = config.image_size, sizes.image.patch_size
     if size < 1 or size % patch:
         raise ConfigError(f"model.image_size must be a multiple of {patch}, is {size}")
@@ -164,7 +213,7 @@ def _trained(sizes: QueryConfig, config: GenerateConfig, language_width: int) ->
     )
     qformer = replace(
         sizes.qformer,
-        reads_text=False,
+        reads_text=config.read_prompt,
         dropout=config.drop.text,
         recompute=config.recompute.text,
     )

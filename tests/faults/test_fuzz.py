@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capfilt.config import ImageConfig, SelectionConfig, resolve
+from capfilt.config import SelectionConfig, resolve
 from capfilt.errors import CapfiltError
-from capfilt.io.reader import read_samples
 from capfilt.record import Score, Source, Text, Verdict
 from capfilt.selection import judge
-from capfilt.shard import Form, InputShard
+from capfilt.shard import Form
+from tests.fuzz.readers import SEEDS, check_read
 
-LIMITS = ImageConfig(max_bytes=10_000)
 # The same examples at every run of the suite, so that it fails for a change and not by chance.
 short = settings(
     max_examples=150,
@@ -34,40 +29,7 @@ damages = st.lists(
 )
 
 
-def tar() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
-        for name, data in (("1.jpg", b"x" * 600), ("1.json", b'{"caption": "a"}'), ("é.jpg", b"y")):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            out.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()[:8192]  # tars end in blocks of 10,240 bytes, most of them zeros
-
-
-def parquet() -> bytes:
-    buffer = io.BytesIO()
-    table = {
-        "key": ["1", "2"],
-        "jpg": [b"x" * 50, None],
-        "caption": ["a dog", None],
-        "n": [[1], []],
-    }
-    pq.write_table(pa.table(table), buffer)
-    return buffer.getvalue()
-
-
-WHOLE = {Form.TAR: tar(), Form.PARQUET: parquet()}
-
-
-def check_read(file: Path, form: Form) -> None:
-    shard = InputShard("0", form, str(file), 0, "")
-    try:
-        for sample in read_samples(shard, LIMITS):
-            assert sample.texts
-            assert sample.image is None or len(sample.image) <= LIMITS.max_bytes
-            sample.key.encode()
-    except CapfiltError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+WHOLE = {form: seeds[0] for form, seeds in SEEDS.items()}
 
 
 @pytest.mark.parametrize("form", WHOLE)

@@ -243,18 +243,37 @@ def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
 def test_drivers_that_join_a_run_change_nothing(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The second and third start while the first is in the middle of a shard."""
+    """Each starts while another is in the middle of a shard, whose lease has been removed."""
     drivers = [command(big_web, tmp_path, captioner, filter_, "--local")]
     for _ in range(2):
         wait_for(lambda: half_written(tmp_path))
+        (tmp_path / "lease.json").unlink()
         drivers.append(command(big_web, tmp_path, captioner, filter_, "--local"))
-    for driver in drivers:
-        out, err = driver.communicate(timeout=180)
-        assert driver.returncode == 0, err.decode()
-        assert json.loads(out)["shards"]["failed"] == []
+        wait_for((tmp_path / "lease.json").exists)
+    ends = [(*driver.communicate(timeout=180), driver.returncode) for driver in drivers]
+    for _, err, code in ends[:-1]:  # unless it was done before it noticed
+        assert code == 0 or b"another has taken over, capfilt run" in err, err.decode()
+    out, err, code = ends[-1]
+    assert code == 0, err.decode()
+    assert json.loads(out)["shards"]["failed"] == []
     assert hashes(tmp_path) == hashes(undisturbed)
     assert commits(tmp_path) == commits(undisturbed)
     assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_driver_beside_another_is_refused_by_name(
+    big_web: str, captioner: str, filter_: str, tmp_path: Path
+) -> None:
+    first = command(big_web, tmp_path, captioner, filter_, "--local")
+    wait_for(lambda: half_written(tmp_path))
+    second = command(big_web, tmp_path, captioner, filter_, "--local")
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, out) == (2, b"")
+    named = f"{tmp_path} is being worked on by capfilt run (process {first.pid} on "
+    assert named in err.decode().splitlines()[-1]
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=30)
+    assert not (tmp_path / "lease.json").exists()
 
 
 def test_cluster_terminated_leaves_one_line_and_resumes(

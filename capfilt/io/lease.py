@@ -1,0 +1,225 @@
+"""The lease: a file in an OUTPUT that says who works on it, so that nobody else begins the same.
+
+Its holder writes it anew every few seconds, counting. Whoever finds one watches it: where it
+changes, its holder lives, and the newcomer is refused with the holder's name; where it does not for
+`LASTS_S`, its holder is dead, and the newcomer takes its place. So only changes count, by the
+newcomer's own steady clock: the times in it are for people. A process that is known to have ended,
+because it was of this machine, is not waited for.
+
+What a lease guards is hours of work, never bytes: every shard is committed whole, whoever does it.
+So where a lease is lost after all (a driver that was frozen for minutes, a file that a person has
+removed, two that find the same dead driver's at once) a shard may be made twice, until the one who
+has lost it notices, within `EVERY_S`, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from capfilt.errors import CapfiltError, CommitError, InputError
+from capfilt.io import files, outputs, publish
+from capfilt.io.commits import encode
+
+EVERY_S = 5.0  # between renewals: 17,000 small writes a day
+LASTS_S = 60.0  # without one; longer than a store is waited for
+JOB = "CAPFILT_JOB"  # environment variable: what the job that runs this process is called
+
+log = logging.getLogger("capfilt")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lease. Times are seconds of its own clock, for people alone."""
+
+    token: str
+    name: str  # of the job, or of the command that a person has started
+    host: str
+    pid: int
+    machine: str  # where that number means a process; "" where a machine has no name for itself
+    began: str  # which process of that number
+    since: float
+    renewed: float
+    renewals: int = 0
+
+    @classmethod
+    def here(cls, command: str) -> Self:
+        """The holder that this process is to be."""
+        now, pid, name = time.time(), os.getpid(), os.environ.get(JOB) or command
+        token = uuid.uuid4().hex
+        return cls(token, name, socket.gethostname(), pid, _machine(), _began(pid), now, now)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process is known to have ended: it was one of this machine."""
+        if not self.machine or self.machine != _machine():
+            return False
+        return not publish.is_alive(self.pid) or _began(self.pid) not in ("", self.began)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} (process {self.pid} on {self.host}) since {_moment(self.since)}; its "
+            f"lease was renewed at {_moment(self.renewed)} and lasts {LASTS_S:g} s from then"
+        )
+
+
+class Lease:
+    """Holds an OUTPUT inside the `with` block.
+
+    Raises:
+        CommitError: Another process holds it: says who. Or no lease can be written.
+    """
+
+    def __init__(self, output: str, command: str) -> None:
+        self._output, self._url = output, _place(output)
+        self._me = Holder.here(command)
+        self._lost_to: Holder | None = None
+        self._closing = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._is_new = False  # the OUTPUT's folder
+
+    def __enter__(self) -> Self:
+        self._is_new = not files.exists(self._output)
+        while not publish.create(self._url, encode(self._me)):
+            left = await_free(self._output)
+            if left is not None and _read(self._url) == left:
+                files.remove(self._url)
+        self._renewing.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._renewing.join()
+        try:
+            if self._is_mine(_read(self._url)):
+                files.remove(self._url)
+            if self._is_new:
+                files.remove_folder(self._output)  # where nothing has come of it
+        except CapfiltError as unreachable:
+            log.warning("the lease is not given back and ends by itself: %s", unreachable)
+
+    def check(self) -> None:
+        """To be called now and then.
+
+        Raises:
+            CommitError: Another has taken the lease, believing this process dead.
+        """
+        if self._lost_to is not None:
+            raise CommitError(
+                f"{self._output}: another has taken over, {self._lost_to}; this process was still "
+                f"for longer than {LASTS_S:g} s, or its lease was removed. What it has committed "
+                "counts"
+            )
+
+    def _renew(self) -> None:
+        while not self._closing.wait(EVERY_S):
+            try:
+                found = _read(self._url)
+                if not (found is None or self._is_mine(found)):
+                    self._lost_to = _holder(found)
+                    return
+                me = replace(self._me, renewed=time.time(), renewals=self._me.renewals + 1)
+                publish.write_bytes(self._url, encode(me))
+                self._me = me
+            except CapfiltError as error:  # the store is away, the disk full: that may pass
+                log.warning("the lease is not renewed: %s", error)
+
+    def _is_mine(self, content: bytes | None) -> bool:
+        return content is not None and _holder(content).token == self._me.token
+
+
+def await_free(output: str) -> bytes | None:
+    """Wait until nobody holds an OUTPUT: the time of a look, or until a dead one's lease has ended.
+
+    Returns:
+        What a dead one has left.
+
+    Raises:
+        CommitError: Somebody does; says who.
+        InputError: The store cannot be reached or denies access.
+    """
+    url = _place(output)
+    left = _read(url)
+    until = time.monotonic() + LASTS_S
+    if left is not None and not _holder(left).is_gone:
+        log.info("%s: is held by %s; looking whether it is renewed", output, _holder(left))
+    while left is not None and not _holder(left).is_gone and time.monotonic() < until:
+        time.sleep(EVERY_S / 10)
+        now = _read(url)
+        if now not in (None, left):
+            raise CommitError(
+                f"{output} is being worked on by {_holder(now)}. Wait for it, or end it: Ctrl-C or "
+                "SIGTERM, for a job `capfilt stop`"
+            )
+        left = now
+    return left
+
+
+def holder(output: str) -> Holder | None:
+    """Who holds an OUTPUT, or has held it when it died.
+
+    Raises:
+        InputError: The store cannot be reached or denies access.
+    """
+    content = _read(_place(output))
+    return None if content is None else _holder(content)
+
+
+def _place(output: str) -> str:
+    return files.join(output, outputs.LEASE)
+
+
+def _read(url: str) -> bytes | None:
+    try:
+        return files.read_bytes(url)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _holder(content: bytes) -> Holder:
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):  # being written, or another version's
+        return Holder("", "somebody", "a host unknown", 0, "", "", 0.0, 0.0)
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
+
+
+def _machine() -> str:
+    """This machine since its start, and the container in which process numbers mean something."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the machine's ticks; "" where that is not told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]

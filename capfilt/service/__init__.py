@@ -1,0 +1,1 @@
+"""Runs as jobs of a Ray cluster: handed over, named, followed, stopped."""

@@ -1,0 +1,166 @@
+"""Clusters whose workers are unlike each other, whose nodes join and leave: real nodes of Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from capfilt.config import resolve
+from capfilt.io.inputs import find_shards
+from capfilt.record import ModelIdentity
+from capfilt.run.cluster import ClusterEngine, LoadWorker
+from capfilt.run.engine import Done, Outcome, Work
+from capfilt.run.local import LocalEngine
+from capfilt.run.task import Task
+from tests.run.conftest import commits, hashes, write_shard
+
+if TYPE_CHECKING:
+    from capfilt.run.worker import Worker
+
+SHARDS, IMAGES = 8, 12
+STUB = ModelIdentity("stub", "0" * 64, "stub")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that computes nothing, and a node of one core."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        started.add_node(num_cpus=1)
+        ray.init(address=started.address, logging_level="ERROR", log_to_driver=False)
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("web")
+    for index in range(SHARDS):
+        write_shard(folder, index, IMAGES)
+    return str(folder)
+
+
+def loads(seconds: float, slow: Path | None = None) -> LoadWorker:
+    """Workers that take this long for a batch; the first that makes the file `slow`, forever."""
+
+    def load(task: Task, cpus: int) -> Worker:
+        from capfilt.models.images import PixelSpec
+        from capfilt.run.worker import Worker
+
+        pause_s = seconds
+        if slow is not None:
+            try:
+                os.close(os.open(slow, os.O_CREAT | os.O_EXCL))
+                pause_s = 5.0
+            except FileExistsError:
+                pass
+
+        class Captioner:
+            pixels = PixelSpec(16)
+            identity = task.models["captioner"]
+
+            def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+                time.sleep(pause_s)
+                return [(f"caption of {key}",) for key in keys]
+
+        return Worker(task, Captioner(), None)
+
+    return load
+
+
+def make_task(out: Path) -> Task:
+    config = resolve(
+        options={"captioner": "stub", "filter": "none"},
+        overrides=["compute.batch_size=2", "compute.checkpoint_every=2"],
+    )
+    return Task(config, {"captioner": STUB}, str(out))
+
+
+def undisturbed(web: str, out: Path) -> dict[str, str]:
+    """The bytes of a run in this process."""
+    task = make_task(out)
+    works = [Work(shard) for shard in find_shards(web).shards]
+    engine = LocalEngine(loads(0.0)(task, 1), task)
+    assert sum(isinstance(o, Done) for o in engine.execute(works)) == SHARDS
+    return hashes(out)
+
+
+def needs(workers: int) -> Any:
+    from capfilt.cluster import Resources
+
+    return Resources(workers, 0, 1)
+
+
+def workers_of(out: Path) -> dict[str, str]:
+    """Who made each shard."""
+    return {
+        file.stem: json.loads(file.read_text())["telemetry"]["worker"]
+        for file in (out / "commits").glob("*.json")
+    }
+
+
+def test_last_shards_do_not_wait_for_a_slow_worker(cluster: Any, web: str, tmp_path: Path) -> None:
+    """The slow one takes half a minute for a shard, and the other a moment."""
+    node = cluster.add_node(num_cpus=1)
+    out = tmp_path / "out"
+    load = loads(0.05, slow=tmp_path / "slow")
+    engine = ClusterEngine(make_task(out), needs(2), load)
+    works = [Work(shard) for shard in find_shards(web).shards]
+    outcomes: list[Outcome] = []
+    begun = None
+    for outcome in engine.execute(works):
+        if outcome is not None:
+            begun = begun or time.monotonic()
+            outcomes.append(outcome)
+    assert begun is not None
+    seconds = time.monotonic() - begun
+    done = [o.commit.shard for o in outcomes if isinstance(o, Done)]
+    assert sorted(done) == sorted(commits(out)) == [f"{i:05d}" for i in range(SHARDS)]
+    assert len(done) == SHARDS  # none twice
+    assert hashes(out) == undisturbed(web, tmp_path / "alone")
+    assert list(out.rglob("*.tmp")) == []
+    assert [path for path in (out / "partial").rglob("*") if path.is_file()] == []
+    assert len(set(workers_of(out).values())) == 1  # the slow one finished none
+    assert seconds < 25, "it waited for the slow worker"
+    cluster.remove_node(node)
+
+
+def test_node_that_joins_gets_workers_and_one_that_leaves_loses_only_its_shards(
+    cluster: Any, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    engine = ClusterEngine(make_task(out), needs(1), loads(0.5), grows=True)
+    works = [Work(shard) for shard in find_shards(web).shards]
+    done: list[str] = []
+    tries: list[Outcome] = []
+    joined: list[Any] = []
+    before_s = time.monotonic()
+    for outcome in engine.execute(works):
+        if outcome is not None:
+            tries.append(outcome)
+            done = [o.commit.shard for o in tries if isinstance(o, Done)]
+        if done and not joined:
+            joined.append(cluster.add_node(num_cpus=1))
+        busy = [slot for slot in engine._slots.values() if slot.running]
+        if joined and joined[0] is not None and len(busy) == 2 and len(done) < SHARDS - 2:
+            threading.Thread(target=cluster.remove_node, args=(joined[0],)).start()
+            joined[0] = None
+        assert time.monotonic() - before_s < 240
+    assert joined == [None], "no worker came to the node that joined"
+    assert sorted(done) == [f"{i:05d}" for i in range(SHARDS)]
+    assert hashes(out) == undisturbed(web, tmp_path / "alone")
+    assert list(out.rglob("*.tmp")) == []

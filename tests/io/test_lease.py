@@ -1,0 +1,198 @@
+"""Who may work on an OUTPUT: one at a time, whatever becomes of the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from capfilt.errors import CommitError
+from capfilt.io import files, lease, publish
+from capfilt.io.lease import Lease, await_free, holder
+from tests.io.conftest import place, s3, s3_server  # noqa: F401 - fixtures
+
+EVERY_S, LASTS_S = 0.05, 60.0
+SHORT_S = 2.0  # where a test waits for the end of a lease
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "EVERY_S", EVERY_S)
+    monkeypatch.setattr(lease, "LASTS_S", LASTS_S)
+
+
+@contextlib.contextmanager
+def process(output: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lease until it is killed."""
+    script = (
+        "import time\n"
+        "from capfilt.io import lease\n"
+        f"lease.EVERY_S, lease.LASTS_S = {EVERY_S}, {LASTS_S}\n"
+        f"with lease.Lease({str(output)!r}, 'capfilt run') as held:\n"
+        "    print('held', flush=True)\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        held.check()\n"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "held\n"
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def test_lease_is_held_by_one_and_gone_afterwards(place: str) -> None:  # noqa: F811
+    with Lease(place, "capfilt run") as held:
+        found = holder(place)
+        assert found is not None
+        assert (found.name, found.pid) == ("capfilt run", os.getpid())
+        with pytest.raises(CommitError, match=rf"worked on by capfilt run \(process {os.getpid()}"):
+            Lease(place, "capfilt watch").__enter__()
+        held.check()
+    assert holder(place) is None
+    assert files.find(place) == []
+    with Lease(place, "capfilt run"):
+        pass
+
+
+def test_lease_names_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPFILT_JOB", "dataset-1")
+    named = pytest.raises(CommitError, match=r"worked on by dataset-1 .* since 20\d\d-.* UTC")
+    with Lease(str(tmp_path), "capfilt run"), named:
+        await_free(str(tmp_path))
+
+
+def test_lease_leaves_no_folder_where_nothing_came_of_it(tmp_path: Path) -> None:
+    with Lease(str(tmp_path / "new"), "capfilt run"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    with Lease(str(tmp_path), "capfilt run"):
+        pass
+    assert tmp_path.exists()
+
+
+def test_killed_processes_lease_is_taken_over_at_once(tmp_path: Path) -> None:
+    with process(tmp_path) as other:
+        other.kill()
+        other.wait()
+        started = time.monotonic()
+        with Lease(str(tmp_path), "capfilt run") as held:
+            assert time.monotonic() - started < 30
+            held.check()
+            assert holder(str(tmp_path)).pid == os.getpid()  # type: ignore[union-attr]
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_the_holder(tmp_path: Path) -> None:
+    with process(tmp_path) as other:
+        other.kill()
+        other.wait()
+    left = json.loads((tmp_path / "lease.json").read_text())
+    (tmp_path / "lease.json").write_text(json.dumps({**left, "pid": os.getppid()}))
+    with Lease(str(tmp_path), "capfilt run") as held:
+        held.check()
+
+
+def test_dead_holder_elsewhere_is_waited_for_until_its_lease_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock is years ahead or behind; what it has written stays as it is."""
+    monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
+    for renewed in (0.0, 4e9):
+        left = {
+            **{"token": "x", "name": "nightly-7", "host": "elsewhere", "pid": 1, "machine": "m"},
+            **{"began": "5", "since": renewed, "renewed": renewed, "renewals": 3},
+        }
+        (tmp_path / "lease.json").write_text(json.dumps(left))
+        started = time.monotonic()
+        with caplog.at_level(logging.INFO), Lease(str(tmp_path), "capfilt run"):
+            assert SHORT_S <= time.monotonic() - started < SHORT_S + 20
+        assert "is held by nightly-7 (process 1 on elsewhere)" in caplog.text
+
+
+def test_clock_that_jumps_neither_frees_a_lease_nor_loses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, jumps = time.time, itertools.cycle((0.0, 86400.0, -86400.0, 4e9, -1.5e9))
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    with Lease(str(tmp_path), "capfilt run") as held:
+        for _ in range(3):
+            with pytest.raises(CommitError, match="is being worked on"):
+                await_free(str(tmp_path))
+        held.check()
+
+
+def test_frozen_holder_is_taken_over_and_ends_when_it_wakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
+    with process(tmp_path) as other:
+        other.send_signal(signal.SIGSTOP)
+        with Lease(str(tmp_path), "capfilt select") as held:
+            other.send_signal(signal.SIGCONT)
+            _, err = other.communicate(timeout=30)
+            assert "another has taken over, capfilt select" in err
+            held.check()
+            assert holder(str(tmp_path)).name == "capfilt select"  # type: ignore[union-attr]
+
+
+def test_lease_that_was_removed_is_written_again(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), "capfilt run") as held:
+        (tmp_path / "lease.json").unlink()
+        until = time.monotonic() + 30
+        while holder(str(tmp_path)) is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        held.check()
+
+
+@pytest.mark.parametrize("left", [None, "a dead one's"])
+def test_many_at_once_let_one_in(
+    tmp_path: Path, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that find the same dead driver's may both begin; then all but one notice."""
+    output = str(tmp_path)
+    if left:
+        monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
+        (tmp_path / "lease.json").write_text('{"not": "a lease"}')
+    everybody = threading.Barrier(8)
+
+    def attempt(number: int) -> str:
+        everybody.wait()
+        try:
+            with Lease(output, f"run {number}") as held:
+                for _ in range(20):
+                    time.sleep(EVERY_S)
+                    held.check()
+                return "held"
+        except CommitError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        ends = list(pool.map(attempt, range(8)))
+    assert ends.count("held") == 1, ends
+    if not left:
+        assert sum("is being worked on by run" in end for end in ends) == 7
+    assert holder(output) is None
+
+
+def test_create_writes_one_of_two(place: str) -> None:  # noqa: F811
+    assert publish.create(f"{place}/a", b"first")
+    assert not publish.create(f"{place}/a", b"second")
+    assert files.read_bytes(f"{place}/a") == b"first"
