@@ -227,9 +227,27 @@ def _next_commands(summary: Trained) -> list[str]:
         ]
     other = {"captioner": "--filter FILTER", "filter": "--captioner CAPTIONER"}
     return [
-        f"capfilt run INPUT OUTPUT --{role} {shlex.quote(folder)} {other[role]}"
-        for role, folder in summary.exports.items()
-        if role in other
+        *_next_stage(summary),
+        *(
+            f"capfilt run INPUT OUTPUT --{role} {shlex.quote(folder)} {other[role]}"
+            for role, folder in summary.exports.items()
+            if role in other
+        ),
+    ]
+
+
+def _next_stage(summary: Trained) -> list[str]:
+    """Of BLIP-2's stages, each of which starts from the one before."""
+    known = {
+        "blip2_stage1": ("blip2_stage2", " --set model.language=LANGUAGE", "dataset", "stage2"),
+        "blip2_stage2": ("blip2_finetune_captioner", "", "captions.json", "captioner"),
+    }
+    if summary.stage not in known:
+        return []
+    stage, more, path, out = known[summary.stage]
+    return [
+        f"capfilt train {stage} --set model.start={shlex.quote(summary.out)}{more} "
+        f'--set data.datasets="[{{path: {path}}}]" --out {out}'
     ]
 
 

@@ -65,7 +65,7 @@ def test_training_page_has_every_key_with_its_defaults() -> None:
 
 def test_blip2_page_has_the_defaults_of_its_stages() -> None:
     rows = TABLE_ROW.findall((ROOT / "docs/blip2.md").read_text())
-    assert len(rows) == 12
+    assert len(rows) == 13
     for column, name in enumerate(
         ("blip2_stage1", "blip2_stage2", "blip2_finetune_captioner"), start=1
     ):

@@ -70,6 +70,10 @@ def train(
     if stage == "bootstrap":
         if on_ray or "RANK" in os.environ:
             raise ConfigError("bootstrap is one process: no torchrun, no options for Ray")
+        if cache_features is not None:
+            raise ConfigError(
+                "--cache-features is for frozen image encoders: those of bootstrap learn"
+            )
         more = [] if rounds is None else [f"rounds={rounds}"]
         _bootstrap(config, [*(overrides or ()), *more], out, show=show, as_json=as_json)
         return

@@ -6,11 +6,12 @@ and kept, and may change when it is resumed, is `FREE`.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
 from capfilt.data.config import DataConfig
-from capfilt.schema import Tree, check, differences, to_dict
+from capfilt.schema import Tree, check, differences, merge, to_dict
 from capfilt.train.blip import BlipConfig, CaptionerConfig, FilterConfig
 from capfilt.train.blip2 import RepresentConfig
 from capfilt.train.blip2_generate import GenerateConfig
@@ -23,17 +24,21 @@ FREE = (
     "loop.log_every",
     "loop.wandb",
 )
+# What older records do not name was so.
+_BEFORE: Tree = {"optimiser": {"decay_all": True}}
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW. All parameters decay, biases and norms too, as in BLIP's code.
+    """AdamW.
 
-    Source: BLIP, arXiv:2201.12086, section 4.1; its code, `pretrain.py`.
+    Source: BLIP, arXiv:2201.12086, section 4.1; its code, `pretrain.py`; BLIP-2's code,
+    `base_model.py`.
     """
 
     lr: float = 3e-4
     weight_decay: float = 0.05
+    decay_all: bool = True  # biases and norms, too, as in BLIP's code; BLIP-2's spares them
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float = 0.0  # largest norm of all gradients together; 0 is off, as in the paper
@@ -171,7 +176,9 @@ class Blip2Stage2Config(TrainConfig):
 
 def decisive_differences(old: Tree, new: TrainConfig) -> list[str]:
     """What of a config as saved differs from another in a way that changes the training."""
-    found = differences(old, to_dict(new))
+    whole: Tree = copy.deepcopy(_BEFORE)
+    merge(whole, old)
+    found = differences(whole, to_dict(new))
     return [line for line in found if line.partition(":")[0] not in FREE]
 
 

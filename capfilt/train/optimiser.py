@@ -15,15 +15,19 @@ class Optimiser:
     """AdamW over the parameters that learn, with gradients clipped on demand."""
 
     def __init__(self, model: nn.Module, config: OptimiserConfig) -> None:
-        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decaying = [(name, p) for name, p in learned if config.decay_all or p.ndim > 1]
+        others = [(name, p) for name, p in learned if not config.decay_all and p.ndim <= 1]
+        # torch numbers parameters in the order of its groups.
+        self._names = [name for name, _ in (*decaying, *others)]
+        self._parameters = [p for _, p in (*decaying, *others)]
         self._config = config
+        groups = ((decaying, config.weight_decay), (others, 0.0))
         self._adamw = torch.optim.AdamW(
-            self._parameters,
+            [{"params": [p for _, p in of], "weight_decay": by} for of, by in groups if of],
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
-            weight_decay=config.weight_decay,
             fused=True,  # one kernel for all parameters, on CUDA and on a CPU
         )
 

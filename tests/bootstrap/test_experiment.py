@@ -252,6 +252,7 @@ def test_vocabulary_of_ones_own_images_must_be_given(tmp_path: Path) -> None:
     [
         (["blip_pretrain", "--rounds", "2"], "--rounds is for bootstrap; blip_pretrain has"),
         (["bootstrap", "--num-workers", "2"], "bootstrap is one process"),
+        (["bootstrap", "--cache-features", "x"], "those of bootstrap learn"),
         (["bootstrap"], "--out is missing"),
         (["bootstrap", "--out", "x", "--set", "round=2"], "did you mean 'rounds'"),
     ],

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from capfilt.config import resolve
 from capfilt.demo import tiny
 from capfilt.errors import ConfigError, ModelError
 from capfilt.run.job import Where, run
+from capfilt.show import trained_text
+from capfilt.train.output import Output
 from capfilt.train.stage import Stage
 from capfilt.train.training import Summary
 from tests.checkpoints import make_clip
@@ -80,6 +83,26 @@ def trained(world: Path) -> Path:
         three = train("blip2_finetune_captioner", FINETUNE, world / "three")
         assert three.exports.keys() == {"captioner"}
     return world
+
+
+def test_each_stage_names_the_next(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said_next(name: str) -> list[str]:
+        summary = Output(trained / name).summary()
+        assert summary is not None
+        Console(width=999).print(trained_text(summary))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.split(maxsplit=1)[1] for line in lines if line.startswith("next")]
+
+    further, run_ = said_next("one")
+    assert further.startswith(f"capfilt train blip2_stage2 --set model.start={trained / 'one'} ")
+    assert "--set model.language=LANGUAGE" in further
+    assert run_.startswith(f"capfilt run INPUT OUTPUT --filter {trained / 'one' / 'filter'}")
+    further, run_ = said_next("two")
+    begins = f"capfilt train blip2_finetune_captioner --set model.start={trained / 'two'} "
+    assert further.startswith(begins)
+    assert f"--captioner {trained / 'two' / 'captioner'}" in run_
+    [run_] = said_next("three")
+    assert f"--captioner {trained / 'three' / 'captioner'}" in run_
 
 
 def test_what_the_stages_make_captions_and_filters_a_web(trained: Path, tmp_path: Path) -> None:

@@ -83,3 +83,14 @@ def test_decisive_differences_leave_out_what_only_watches() -> None:
     assert decisive_differences(old, watched) == []
     other = stage.resolve(overrides=["optimiser.lr=1e-4", "seed=1"])
     assert decisive_differences(old, other) == ["optimiser.lr: 0.0003 -> 0.0001", "seed: 0 -> 1"]
+
+
+def test_record_from_before_decay_was_a_choice_is_of_a_training_in_which_all_decays() -> None:
+    def changes(name: str) -> list[str]:
+        config = Stage.load(name).config
+        old = to_dict(config)
+        del old["optimiser"]["decay_all"]
+        return decisive_differences(old, config)
+
+    assert changes("blip_pretrain") == []
+    assert changes("blip2_stage1") == ["optimiser.decay_all: True -> False"]
