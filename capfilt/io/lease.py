@@ -6,10 +6,13 @@ changes, its holder lives, and the newcomer is refused with the holder's name; w
 newcomer's own steady clock: the times in it are for people. A process that is known to have ended,
 because it was of this machine, is not waited for.
 
+Of several that come at once one is let in: a local file system decides which (`capfilt.io.claim`),
+and in a store each looks after `SETTLE_S` whether what it has written is still there.
+
 What a lease guards is hours of work, never bytes: every shard is committed whole, whoever does it.
 So where a lease is lost after all (a driver that was frozen for minutes, a file that a person has
-removed, two that find the same dead driver's at once) a shard may be made twice, until the one who
-has lost it notices, within `EVERY_S`, and ends.
+removed) a shard may be made twice, until the one who has lost it notices, within `EVERY_S`, and
+ends.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from capfilt.errors import CapfiltError, CommitError, InputError
-from capfilt.io import files, outputs, publish
+from capfilt.errors import CapfiltError, CommitError
+from capfilt.io import claim, files, outputs, publish
 from capfilt.io.commits import encode
 
 EVERY_S = 5.0  # between renewals: 17,000 small writes a day
 LASTS_S = 60.0  # without one; longer than a store is waited for
+SETTLE_S = 1.0  # in which others that found the same in a store have written theirs
 JOB = "CAPFILT_JOB"  # environment variable: what the job that runs this process is called
 
 log = logging.getLogger("capfilt")
@@ -90,10 +94,9 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._is_new = not files.exists(self._output)
-        while not publish.create(self._url, encode(self._me)):
+        left = None
+        while not self._take(left):
             left = await_free(self._output)
-            if left is not None and _read(self._url) == left:
-                files.remove(self._url)
         self._renewing.start()
         return self
 
@@ -106,7 +109,7 @@ class Lease:
         self._closing.set()
         self._renewing.join()
         try:
-            if self._is_mine(_read(self._url)):
+            if self._is_mine(claim.read(self._url)):
                 files.remove(self._url)
             if self._is_new:
                 files.remove_folder(self._output)  # where nothing has come of it
@@ -126,11 +129,26 @@ class Lease:
                 "counts"
             )
 
+    def _take(self, left: bytes | None) -> bool:
+        """Write the lease where there is none, or in place of a dead one's."""
+        mine = encode(self._me)
+        if left is None:
+            taken = claim.create(self._url, mine)
+        else:
+            taken = claim.replace(self._url, left, mine)
+        if not taken or files.local_path(self._url) is not None:
+            return taken
+        time.sleep(SETTLE_S)
+        return claim.read(self._url) == mine
+
     def _renew(self) -> None:
         while not self._closing.wait(EVERY_S):
             try:
-                found = _read(self._url)
-                if not (found is None or self._is_mine(found)):
+                found = claim.read(self._url)
+                if found is None:  # a person has removed it
+                    claim.create(self._url, encode(self._me))
+                    continue
+                if not self._is_mine(found):
                     self._lost_to = _holder(found)
                     return
                 me = replace(self._me, renewed=time.time(), renewals=self._me.renewals + 1)
@@ -154,13 +172,13 @@ def await_free(output: str) -> bytes | None:
         InputError: The store cannot be reached or denies access.
     """
     url = _place(output)
-    left = _read(url)
+    left = claim.read(url)
     until = time.monotonic() + LASTS_S
     if left is not None and not _holder(left).is_gone:
         log.info("%s: is held by %s; looking whether it is renewed", output, _holder(left))
     while left is not None and not _holder(left).is_gone and time.monotonic() < until:
         time.sleep(EVERY_S / 10)
-        now = _read(url)
+        now = claim.read(url)
         if now not in (None, left):
             raise CommitError(
                 f"{output} is being worked on by {_holder(now)}. Wait for it, or end it: Ctrl-C or "
@@ -176,21 +194,12 @@ def holder(output: str) -> Holder | None:
     Raises:
         InputError: The store cannot be reached or denies access.
     """
-    content = _read(_place(output))
+    content = claim.read(_place(output))
     return None if content is None else _holder(content)
 
 
 def _place(output: str) -> str:
     return files.join(output, outputs.LEASE)
-
-
-def _read(url: str) -> bytes | None:
-    try:
-        return files.read_bytes(url)
-    except InputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
 
 
 def _holder(content: bytes) -> Holder:

@@ -79,8 +79,7 @@ class Publication:
                     target.parent.mkdir(parents=True, exist_ok=True)
                 except FileNotFoundError as error:  # e.g. below /proc
                     raise CommitError(f"{target.parent}: no folder can be made here") from error
-                name = f".{target.name}.{writer()}-{uuid.uuid4().hex[:8]}.tmp"
-                self._path = target.with_name(name)
+                self._path = temporary_beside(target)
                 self._path.write_bytes(b"")
         return self
 
@@ -126,33 +125,14 @@ def write_bytes(url: str, data: bytes) -> Published:
     return publication.published
 
 
-def create(url: str, data: bytes) -> bool:
-    """Write a small file unless there is one: of several that try at once, one succeeds.
-
-    A store that cannot decide that writes for each; who must know looks again afterwards.
-
-    Returns:
-        Whether it was written.
-
-    Raises:
-        CommitError: The file cannot be written.
-    """
-    fs, path = resolve(url)
-    with storage_errors(url, CommitError):
-        if isinstance(fs, LocalFileSystem):
-            return _create_local(Path(path), data)
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except (OSError, NotImplementedError):  # of many kinds, also where there is one
-            if fs.exists(path):
-                return False
-            write_bytes(url, data)
-    return True
-
-
 def writer() -> str:
     """This process, as its temporary files are called after it."""
     return f"{_host()}-{os.getpid()}"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A temporary file of this process's, never used before, in the folder of `path`."""
+    return path.with_name(f".{path.name}.{writer()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
@@ -177,19 +157,6 @@ def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
                     path.unlink()
                     removed.append(str(path))
     return removed
-
-
-def _create_local(path: Path, data: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except FileExistsError:
-        return False
-    except OSError:  # a full disk leaves an empty file
-        path.unlink(missing_ok=True)
-        raise
-    return True
 
 
 def _is_left(path: Path, killed: Collection[str]) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from capfilt.errors import CommitError
-from capfilt.io import files, lease, publish
+from capfilt.io import claim, files, lease, publish
 from capfilt.io.lease import Lease, await_free, holder
 from tests.io.conftest import place, s3, s3_server  # noqa: F401 - fixtures
 
@@ -31,6 +31,7 @@ SHORT_S = 2.0  # where a test waits for the end of a lease
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EVERY_S", EVERY_S)
     monkeypatch.setattr(lease, "LASTS_S", LASTS_S)
+    monkeypatch.setattr(lease, "SETTLE_S", EVERY_S)
 
 
 @contextlib.contextmanager
@@ -166,33 +167,64 @@ def test_lease_that_was_removed_is_written_again(tmp_path: Path) -> None:
 def test_many_at_once_let_one_in(
     tmp_path: Path, left: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two that find the same dead driver's may both begin; then all but one notice."""
+    """It stays until all others are refused, however late they come."""
     output = str(tmp_path)
     if left:
         monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
         (tmp_path / "lease.json").write_text('{"not": "a lease"}')
-    everybody = threading.Barrier(8)
+    everybody, entered, refused = threading.Barrier(8), threading.Semaphore(0), []
 
-    def attempt(number: int) -> str:
+    def attempt(number: int) -> None:
         everybody.wait()
         try:
             with Lease(output, f"run {number}") as held:
-                for _ in range(20):
+                entered.release()
+                until = time.monotonic() + 60
+                while len(refused) < 7 and time.monotonic() < until:
                     time.sleep(EVERY_S)
                     held.check()
-                return "held"
         except CommitError as error:
-            return str(error)
+            refused.append(str(error))
 
     with ThreadPoolExecutor(8) as pool:
-        ends = list(pool.map(attempt, range(8)))
-    assert ends.count("held") == 1, ends
-    if not left:
-        assert sum("is being worked on by run" in end for end in ends) == 7
+        list(pool.map(attempt, range(8)))
+    assert entered.acquire(blocking=False)
+    assert not entered.acquire(blocking=False), refused
+    assert len(refused) == 7
+    assert all("is being worked on by run" in error for error in refused), refused
     assert holder(output) is None
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_create_writes_one_of_two(place: str) -> None:  # noqa: F811
-    assert publish.create(f"{place}/a", b"first")
-    assert not publish.create(f"{place}/a", b"second")
-    assert files.read_bytes(f"{place}/a") == b"first"
+def test_store_without_conditional_writes_lets_one_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds nothing and writes; the one whose lease stays is let in, the others see it."""
+    output = "memory://lease-of-many"
+    monkeypatch.setattr(lease, "SETTLE_S", 0.5)
+    everybody, entered, refused = threading.Barrier(4), threading.Semaphore(0), []
+
+    def write_after_all_have_looked(url: str, data: bytes) -> bool:
+        is_there = claim.read(url) is not None
+        with contextlib.suppress(threading.BrokenBarrierError):
+            everybody.wait(timeout=5)
+        if not is_there:
+            publish.write_bytes(url, data)
+        return not is_there
+
+    monkeypatch.setattr(claim, "create", write_after_all_have_looked)
+
+    def attempt(number: int) -> None:
+        try:
+            with Lease(output, f"run {number}") as held:
+                entered.release()
+                until = time.monotonic() + 60
+                while len(refused) < 3 and time.monotonic() < until:
+                    time.sleep(EVERY_S)
+                    held.check()
+        except CommitError as error:
+            refused.append(str(error))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(attempt, range(4)))
+    assert entered.acquire(blocking=False)
+    assert not entered.acquire(blocking=False), refused
+    assert len(refused) == 3

@@ -1,0 +1,118 @@
+"""A small file that one of several writers gets to write.
+
+On a local file system, a shared one included, that is decided by it: a link is never made over
+another file, and one of several renames of a file succeeds. A store decides by a conditional PUT
+where it has that, as S3; else two may succeed, the later one's content staying. So a writer to a
+store looks again a while afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
+
+from capfilt.errors import CommitError, InputError
+from capfilt.io.files import local_path, read_bytes, remove, resolve, storage_errors
+from capfilt.io.publish import temporary_beside, write_bytes
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # exFAT, some FUSE
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file, whole, unless there is one.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        CommitError: The file cannot be written.
+    """
+    fs, path = resolve(url)
+    with storage_errors(url, CommitError):
+        if isinstance(fs, LocalFileSystem):
+            return _create_local(Path(path), data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except (OSError, NotImplementedError):  # of many kinds, also where there is one
+            if fs.exists(path):
+                return False
+            write_bytes(url, data)
+    return True
+
+
+def replace(url: str, old: bytes, new: bytes) -> bool:
+    """Write a file anew if it still holds `old`.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        InputError, CommitError: The file cannot be read or written.
+    """
+    if read(url) != old:
+        return False
+    path = local_path(url)
+    if path is None:
+        remove(url)
+        return create(url, new)
+    with storage_errors(url, CommitError):
+        return _take_away(path, old) and _create_local(path, new)
+
+
+def read(url: str) -> bytes | None:
+    """What a file holds; None where there is none.
+
+    Raises:
+        InputError: The store cannot be reached or denies access.
+    """
+    try:
+        return read_bytes(url)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = temporary_beside(path)
+    try:
+        aside.write_bytes(data)
+        path.hardlink_to(aside)
+    except FileExistsError:
+        return aside.stat().st_nlink == 2  # NFS has lost the answer to a link that was made
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _create_in_place(path, data)
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk leaves an empty file
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _take_away(path: Path, old: bytes) -> bool:
+    aside = temporary_beside(path)
+    try:
+        path.rename(aside)
+        found = aside.read_bytes()
+    except FileNotFoundError:  # another was first
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    if found != old:  # another was first and has written its own since it was read
+        _create_local(path, found)
+    return found == old
