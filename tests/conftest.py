@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,3 +13,12 @@ def web() -> Iterator[WebServer]:
     """A loopback web server; see `tests/web_server.py`."""
     with WebServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left() -> Iterator[None]:
+    """A run in the tests' own process leaves Ray connected, and the next module starts another."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()

@@ -51,10 +51,10 @@ def undisturbed(
 
 
 def command(
-    web: str, out: Path, captioner: str, filter_: str, *options: str
+    web: str, out: Path, captioner: str, filter_: str, *options: str, verb: str = "run"
 ) -> subprocess.Popen[bytes]:
     """Start `capfilt run` as a user does."""
-    arguments = [sys.executable, "-m", "capfilt.cli", "run", web, str(out), "--json"]
+    arguments = [sys.executable, "-m", "capfilt.cli", verb, web, str(out), "--json"]
     models = ["--captioner", captioner, "--filter", filter_]
     # Small batches and every thread alike, so that a kill lands inside a shard.
     settings = ["--set", "compute.batch_size=3"]
@@ -230,7 +230,7 @@ def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
     wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
     wait_for(lambda: half_written(tmp_path))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
     assert "Traceback" not in err.decode()
@@ -264,15 +264,16 @@ def test_drivers_that_join_a_run_change_nothing(
 def test_driver_beside_another_is_refused_by_name(
     big_web: str, captioner: str, filter_: str, tmp_path: Path
 ) -> None:
-    first = command(big_web, tmp_path, captioner, filter_, "--local")
-    wait_for(lambda: half_written(tmp_path))
+    """The first is a watch, which does not end by itself however slow the second is."""
+    first = command(big_web, tmp_path, captioner, filter_, "--local", verb="watch")
+    wait_for((tmp_path / "lease.json").exists)
     second = command(big_web, tmp_path, captioner, filter_, "--local")
-    out, err = second.communicate(timeout=60)
+    out, err = second.communicate(timeout=120)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
     assert (second.returncode, out) == (2, b"")
-    named = f"{tmp_path} is being worked on by capfilt run (process {first.pid} on "
+    named = f"{tmp_path} is being worked on by capfilt watch (process {first.pid} on "
     assert named in err.decode().splitlines()[-1]
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=30)
     assert not (tmp_path / "lease.json").exists()
 
 
@@ -283,7 +284,7 @@ def test_cluster_terminated_leaves_one_line_and_resumes(
     process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
     wait_for(lambda: half_written(tmp_path))
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
     command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=180)
