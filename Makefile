@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install browser demo lint test test-slow fuzz clean
+.PHONY: install browser demo lint test test-slow test-airflow fuzz clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,17 @@ test: install browser lint
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The jobs' DAGs in a real Airflow, whose requirements are not ours: in an environment of its own.
+test-airflow: $(VENV)/airflow/.installed
+	AIRFLOW_HOME=$(CURDIR)/$(VENV)/airflow/home AIRFLOW__CORE__LOAD_EXAMPLES=False \
+	  $(VENV)/airflow/bin/python -m pytest -q -c /dev/null --rootdir . --noconftest \
+	  -p no:cacheprovider tests/jobs/test_airflow.py
+
+$(VENV)/airflow/.installed:
+	$(PYTHON) -m venv $(VENV)/airflow
+	$(VENV)/airflow/bin/python -m pip install --quiet 'apache-airflow==3.3.2' 'pytest>=8'
+	touch $@
 
 # Ten minutes of both readers; what it finds is left in tests/fuzz/found.
 fuzz: install
