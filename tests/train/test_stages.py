@@ -66,7 +66,7 @@ def command(world: Path, stage: str, out: Path, *options: object) -> list[str]:
 def finished(arguments: Sequence[str], *, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=False, env=ENVIRONMENT
+        command, capture_output=True, text=True, timeout=400, check=False, env=ENVIRONMENT
     )
     assert done.returncode == code, done.stderr
     return done
