@@ -6,9 +6,11 @@ human/    60,000 pictures with five human captions each
 web/      10,000 with one alt text of the web each, of which only the true ones were kept, as if
           people had read them
 family/   40,000 in families of 16: the same things on the same background, in other numbers,
-          sizes, colours and places. Their texts tell a picture from its family. A family lies
-          together, so that a training's batch has several of it: negatives that differ in a
-          count or a relation alone, which pictures drawn one by one hardly ever are
+          sizes, colours and places, and each of these with a twin that differs in places alone.
+          Their texts tell a picture from its family: captions.json has people's and the web's,
+          human.json people's. A family lies together, so that a training's batch has several of
+          it: negatives that differ in a count or a relation alone, which pictures drawn one by
+          one hardly ever are
 evaluation/  1,000 of unseen scenes to measure on
 vocab.txt    the words of all
 """
@@ -16,6 +18,7 @@ vocab.txt    the words of all
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +27,7 @@ from capfilt.demo.claim import Claim, draw_claim
 from capfilt.demo.dataset import make_world, write_human
 from capfilt.demo.demo import SIDE
 from capfilt.demo.grammar import say, words
-from capfilt.demo.scene import Scene, draw_scene, draw_variation
+from capfilt.demo.scene import Scene, direction, draw_scene, draw_variation, rearrange
 from capfilt.demo.tiny import vocabulary
 from capfilt.demo.web import WebMix, WebText, write_claim
 from capfilt.demo.web import words as web_words
@@ -49,42 +52,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder, web=10_000, human=60_000, evaluation=1_000, seed=SEED, side=SIDE, mix=ALL_TRUE
     )
     members = [member for number in range(2500) for member in draw_family(number)]
-    write_human(folder / "family", members, SIDE)
+    write_family(folder / "family", members)
     lines = vocabulary([*words(), *web_words(), *PROMPT.split()])
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_family(folder: Path, members: Sequence[Picture]) -> None:
+    """Write pictures with all their texts, and a second list of the human ones alone."""
+    write_human(folder, members, SIDE)
+    rows = json.loads((folder / "captions.json").read_text())
+    for row in rows:
+        row["caption"] = row["caption"][: len(_STYLES) // 2]
+    (folder / "human.json").write_text(json.dumps(rows, indent=0))
 
 
 def draw_family(number: int) -> Iterator[Picture]:
     """Draw the pictures of a family."""
     rng = random.Random(f"{SEED}/family/{number}")
-    first = _draw_first(rng)
-    scenes = [first, *(_draw_sibling(first, rng) for _ in range(FAMILY - 1))]
+    first = draw_scene(rng)
+    pairs = [_draw_pair(first, rng) for _ in range(FAMILY // 2)]
+    scenes = [scene for pair in pairs for scene in pair]
     for place, scene in enumerate(scenes):
         siblings = [other for other in scenes if other is not scene]
-        texts = tuple(_tell(scene, siblings, style, rng) for style in _STYLES)
+        texts = tuple(_tell(scene, siblings, scenes[place ^ 1], style, rng) for style in _STYLES)
         yield Picture(f"{number * FAMILY + place:06d}", scene, texts, WebText("", "empty"))
 
 
-def _draw_first(rng: random.Random) -> Scene:
-    while True:
-        scene = draw_scene(rng)
-        if not scene.is_held_out:
-            return scene
-
-
-def _draw_sibling(first: Scene, rng: random.Random) -> Scene:
+def _draw_pair(first: Scene, rng: random.Random) -> tuple[Scene, Scene]:
     while True:
         scene = draw_variation(first, rng)
-        if not scene.is_held_out:
-            return scene
+        twin = _draw_twin(scene, rng)
+        if not scene.is_held_out and not twin.is_held_out:
+            return scene, twin
 
 
-def _tell(scene: Scene, siblings: Sequence[Scene], style: Style, rng: random.Random) -> str:
-    """A true text that is true of one sibling at most, or the best of some tries."""
-    best, fewest = None, FAMILY
+def _draw_twin(scene: Scene, rng: random.Random) -> Scene:
+    if len(scene.groups) == 1:  # things alone are in no relation, whatever their place
+        return draw_variation(scene, rng)
+    while True:
+        twin = rearrange(scene, rng)
+        if direction(*twin.groups[:2]) != direction(*scene.groups[:2]):
+            return twin
+
+
+def _tell(
+    scene: Scene, siblings: Sequence[Scene], twin: Scene, style: Style, rng: random.Random
+) -> str:
+    """A true text that is true of one sibling at most and not of the twin, or the best of some."""
+    best, fewest = None, 2 * FAMILY
     for _ in range(_TRIES):
         claim = draw_claim(scene, rng)
-        shared = sum(claim.holds(other) for other in siblings)
+        shared = max(1, sum(claim.holds(other) for other in siblings)) + claim.holds(twin)
         if shared < fewest:
             best, fewest = claim, shared
         if fewest <= 1:

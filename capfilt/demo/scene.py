@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, PATTERNS, SIZES
@@ -131,13 +131,22 @@ def draw_variation(scene: Scene, rng: random.Random) -> Scene:
             return Scene(groups, scene.background)
 
 
+def rearrange(scene: Scene, rng: random.Random) -> Scene:
+    """Put the groups of a scene elsewhere; a place may be too small for them, then they are too."""
+    while True:
+        boxes = list(rng.choice(_LAYOUTS[len(scene.groups)]))
+        rng.shuffle(boxes)
+        groups = tuple(_move(g, b, rng) for g, b in zip(scene.groups, boxes, strict=True))
+        if _are_clear(groups):
+            return replace(scene, groups=groups)
+
+
 def _draw_groups(
     nouns: Sequence[str], boxes: Sequence[_Box], rng: random.Random
 ) -> tuple[Group, ...] | None:
     """A group in each box; None where two of them lie in no clear direction."""
     groups = tuple(_draw_group(n, b, rng) for n, b in zip(nouns, boxes, strict=True))
-    is_clear = all(_is_clear(a, b) for a in groups for b in groups if a is not b)
-    return groups if is_clear else None
+    return groups if _are_clear(groups) else None
 
 
 def _draw_group(noun: str, box: _Box, rng: random.Random) -> Group:
@@ -150,6 +159,13 @@ def _draw_group(noun: str, box: _Box, rng: random.Random) -> Group:
     places = _arrange(count, rng.choice(grids), SIZES[size], box, rng)
     colours = NOUNS[noun].colours
     return Group(noun, rng.choice(colours) if colours else "", size, rng.random() < 0.5, places)
+
+
+def _move(group: Group, box: _Box, rng: random.Random) -> Group:
+    size = group.size if any(_grids(group.count, SIZES[group.size], box)) else "small"
+    grids = list(_grids(group.count, SIZES[size], box))
+    places = _arrange(group.count, rng.choice(grids), SIZES[size], box, rng)
+    return replace(group, size=size, places=places)
 
 
 def _grids(count: int, side: float, box: _Box) -> Iterator[tuple[int, int]]:
@@ -175,6 +191,10 @@ def _arrange(
         x = left + (column + gap / 2 + 0.5) * pitch
         places.append((round(x, 4), round(top + (row + 0.5) * pitch, 4)))
     return tuple(places)
+
+
+def _are_clear(groups: Sequence[Group]) -> bool:
+    return all(_is_clear(a, b) for a in groups for b in groups if a is not b)
 
 
 def _is_clear(one: Group, other: Group) -> bool:

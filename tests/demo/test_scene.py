@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from capfilt.demo.nouns import NOUNS, SIZES, article
-from capfilt.demo.scene import Background, Group, Scene, direction, draw_scene
+from capfilt.demo.scene import Background, Group, Scene, direction, draw_scene, rearrange
 
 SCENES = [draw_scene(random.Random(seed)) for seed in range(3000)]
 
@@ -42,6 +42,24 @@ def test_draw_scene_shows_everything_there_is() -> None:
     assert {len(scene.groups) for scene in SCENES} == {1, 2, 3}
     assert len({(s.background.pattern, s.background.colour) for s in SCENES}) == 5 * 9
     assert len(NOUNS) >= 60
+
+
+def test_rearrange_keeps_things_and_moves_them() -> None:
+    def tell(scene: Scene) -> list[tuple[str, str, int, bool]]:
+        return [(g.noun, g.colour, g.count, g.mirrored) for g in scene.groups]
+
+    turned = 0
+    for seed, scene in enumerate(SCENES[:500]):
+        other = rearrange(scene, random.Random(seed))
+        assert (tell(other), other.background) == (tell(scene), scene.background)
+        for before, after in zip(scene.groups, other.groups, strict=True):
+            assert after.size in (before.size, "small")  # a smaller place makes things small
+        for a, b in itertools.combinations(other.groups, 2):
+            across, down = (abs(p - q) for p, q in zip(a.centre, b.centre, strict=True))
+            assert abs(across - down) >= 0.2
+        if len(scene.groups) > 1:
+            turned += direction(*other.groups[:2]) != direction(*scene.groups[:2])
+    assert turned > 200  # of some 350 with two groups or more
 
 
 @pytest.mark.parametrize(
