@@ -138,9 +138,12 @@ def _is_background(said: Background, there: Background) -> bool:
 def _other_noun(claim: Claim, rng: random.Random, nouns: Sequence[str]) -> Claim:
     number = rng.randrange(len(claim.mentions))
     mention = claim.mentions[number]
-    fitting = {name for name in nouns if NOUNS[name].colours or not mention.colour}
-    unused = sorted(fitting - {m.noun for m in claim.mentions})
-    return _with_mention(claim, number, replace(mention, noun=rng.choice(unused)))
+    unused = sorted(set(nouns) - {m.noun for m in claim.mentions})
+    dyed = [name for name in unused if NOUNS[name].colours]
+    if mention.colour and not dyed:  # a small world has few things that could be of that colour
+        mention = replace(mention, colour="")
+    noun = rng.choice(dyed if mention.colour else unused)
+    return _with_mention(claim, number, replace(mention, noun=noun))
 
 
 def _other_count(claim: Claim, rng: random.Random) -> Claim:

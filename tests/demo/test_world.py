@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from capfilt.demo.checker import is_true, parse
-from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, THING_COLOURS
+from capfilt.demo.nouns import BACKGROUND_COLOURS, NOUNS, THING_COLOURS, choose_nouns
 from capfilt.demo.render import render, render_jpeg
 from capfilt.demo.scene import Background, Group, Scene
 from capfilt.demo.sprites import CELLS, sprite
@@ -146,3 +146,13 @@ def test_sprites_licence_lies_beside_them() -> None:
     notice = Path(module.__file__).with_name("sprites.LICENSE").read_text()
     assert "SIL OPEN FONT LICENSE Version 1.1" in notice
     assert "Google Inc." in notice
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_draw_pairs_of_a_small_world_are_as_in_the_whole_one(count: int) -> None:
+    """Even where every thing that has a choice of colours is in the picture."""
+    nouns = choose_nouns(count)
+    for picture in draw_pictures(300, WEB, seed=1, mix=WebMix(), nouns=nouns):
+        for web in draw_pairs(picture, WEB, 0, nouns):
+            told = is_true(statement(web.content), picture.scene)
+            assert told == (web.kind == "true"), web
