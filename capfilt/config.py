@@ -31,7 +31,7 @@ class CaptionConfig:
 
     per_image: int = 1
     method: Literal["nucleus", "beam", "greedy"] = "nucleus"
-    prompt: str | None = None  # None: "a picture of " for BLIP, "a photo of" for BLIP-2
+    prompt: str | None = None  # None: that of the captioner's paper
     top_p: float = 0.9
     top_k: int = 0  # 0 is off
     temperature: float = 1.0

@@ -18,6 +18,7 @@ from capfilt.evaluate.filter_quality import FilterQuality, evaluate_filter
 from capfilt.evaluate.noise import Noise, is_run, noise_of_images, noise_of_run
 from capfilt.evaluate.pairs import read_captioned, read_labelled
 from capfilt.evaluate.pictures import Pictures
+from capfilt.evaluate.protocol import decoding
 from capfilt.evaluate.questions import read_questions
 from capfilt.evaluate.retrieval import Retrieval, evaluate_retrieval
 from capfilt.evaluate.vqa import Vqa, evaluate_vqa
@@ -34,11 +35,12 @@ from capfilt.models.checkpoint import (
 )
 from capfilt.models.filter import MatchFilter
 from capfilt.models.load import load_captioner, load_filter
+from capfilt.schema import parse_overrides
 
 WITH_ITM = (MATCH_FILTER, BLIP2_FILTER)
 K_TEST = 256  # candidates of a query that ITM judges
 RETRIEVAL = {"captioner": NONE, "scoring.similarity": True}
-CAPTIONS = {"filter": NONE, "captions.method": "beam", "captions.num_beams": 3}
+CAPTIONS = {"filter": NONE}
 BOTH_SCORES = {"captioner": NONE, "scoring.similarity": True}
 SIMILARITY_ALONE = {"captioner": NONE}  # with preset blip2
 
@@ -75,7 +77,10 @@ def captions(
     overrides: Sequence[str] = (),
 ) -> Captions:
     """Caption images and compare with what people wrote."""
-    config = resolve(options={**CAPTIONS, "captioner": captioner}, overrides=overrides)
+    options = {**CAPTIONS, "captioner": captioner}
+    prompt = resolve(options=options, overrides=overrides).captions.prompt
+    options |= decoding(resolve_folder(captioner), prompt)
+    config = resolve(options=options, overrides=overrides)
     captioned = read_captioned(pairs, split=split)
     pictures = _pictures(config, images, pairs)
     pictures.check(pair.image for pair in captioned)
@@ -96,6 +101,11 @@ def vqa(
     overrides: Sequence[str] = (),
 ) -> Vqa:
     """Answer questions about images, without training for it."""
+    if "captions" in parse_overrides(overrides, example="seed=1"):
+        raise ConfigError(
+            "--set captions.… is for captions: answers have 5 beams, length penalty -1 and at most "
+            "10 tokens, and --prompt gives their prompt"
+        )
     config = resolve(options={**CAPTIONS, "captioner": captioner}, overrides=overrides)
     if prompt is not None and "{}" not in prompt:
         raise ConfigError(f"--prompt {prompt!r} has no {{}}, which stands for the question")

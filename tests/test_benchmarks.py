@@ -92,6 +92,15 @@ def test_train_step_needs_neither_ray_nor_arrow(step: tuple[dict[str, Any], str]
     assert step[1] == ""
 
 
+def test_features_kept_are_those_of_every_image_and_their_gain_is_a_ratio() -> None:
+    found, heavy = quick("blip2_features.py")
+    assert found["ratio"] == found["without_s_per_image"] / found["with_s_per_image"] > 0
+    tokens, width, of_a_number = 5, 32, 4  # of the tiny encoder
+    assert found["stored_bytes_per_image"] >= tokens * width * of_a_number
+    assert found["stored_bytes_per_image"] < 2 * tokens * width * of_a_number
+    assert heavy == ""
+
+
 def test_report_measures_what_it_made() -> None:
     options = ["--texts", "20000", "--gigabytes", "0.02", "--json"]
     command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), *options]

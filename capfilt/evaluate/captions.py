@@ -46,8 +46,6 @@ def evaluate_captions(
 ) -> Captions:
     """Caption every image, the best caption alone where there are several, and compare.
 
-    Source: BLIP, arXiv:2201.12086, section 5.2 (beam search with 3 beams, at most 20 tokens).
-
     Args:
         captioner: Its config says how it decodes.
         pairs: Images and their human captions.

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from capfilt.config import CaptionConfig
 from capfilt.models.blip2_captioner import Blip2Captioner
+from capfilt.models.checkpoint import INSTRUCTED_CAPTIONER
 from capfilt.models.generation import decode
 from capfilt.models.language import LanguageSession
 from capfilt.models.transfer import stack_on
 
-# Source: BLIP-2, arXiv:2301.12597, section 4.1.
-DECODER_PROMPT = "Question: {} Answer:"
-ENCODER_DECODER_PROMPT = "Question: {} Short answer:"
+# Source: BLIP-2, arXiv:2301.12597, section 4.1; InstructBLIP, arXiv:2305.06500, appendix.
+PROMPT = "Question: {} Short answer:"
+DECODER_PROMPT = "Question: {} Answer:"  # of a decoder that has learned no instructions
 _ROWS = 32  # questions at once
 
 
@@ -49,8 +50,9 @@ class Blip2Answerer:
         self._model, self._language = captioner.model, captioner.language
         self._instructions = captioner.instructions
         self._tokens = captioner.tokens
-        is_decoder = self._tokens.decoder_start is None
-        self.prompt = prompt or (DECODER_PROMPT if is_decoder else ENCODER_DECODER_PROMPT)
+        is_instructed = self.identity.architecture == INSTRUCTED_CAPTIONER
+        is_plain = self._tokens.decoder_start is None and not is_instructed
+        self.prompt = prompt or (DECODER_PROMPT if is_plain else PROMPT)
         self._beams, self._length_penalty = beams, length_penalty
         self._max_tokens = max_tokens
 

@@ -37,11 +37,12 @@ CLASSES: Mapping[Role, tuple[str, ...]] = {
 }
 # What a caption starts from, where the config leaves it open.
 # Source: BLIP's code (`configs/caption_coco.yaml`), BLIP-2's (`blip2_caption_*.yaml`); of the
-# prompts that InstructBLIP was trained with (arXiv:2305.06500, appendix) the same one.
+# prompts that InstructBLIP was trained with the one that it is evaluated with (arXiv:2305.06500,
+# appendix).
 PROMPTS: Mapping[str, str] = {
     CAPTIONER: "a picture of ",
     BLIP2_CAPTIONER: "a photo of",
-    INSTRUCTED_CAPTIONER: "a photo of",
+    INSTRUCTED_CAPTIONER: "A short image description:",
 }
 QUERY_TOKENIZER = "qformer_tokenizer"  # folder of the tokenizer of a Q-Former that reads prompts
 

@@ -48,12 +48,9 @@ class LanguageTokens:
                 self.decoder_start = settings.pad_token_id
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids as the tokenizer gives them, special ones included; at least one.
-
-        White space at the end goes: to these tokenizers it belongs to the next word.
-        """
+        """As `prompt_tokens`, but at least one."""
         with self._lock:
-            ids = list(self._tokenizer(text.rstrip())["input_ids"])
+            ids = prompt_tokens(self._tokenizer, text)
         return ids or [self.end if self._start is None else self._start]
 
     def decode(self, prompt: Sequence[int], caption: Sequence[int]) -> str:
@@ -74,6 +71,14 @@ class LanguageTokens:
         if own is None or (ids and own not in ids):
             raise ModelError(f"{where}: text_config.eos_token_id is {ids}: give the one in use")
         return int(own)
+
+
+def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a prompt as a tokenizer gives them, special ones included.
+
+    White space at the end goes: to these tokenizers it belongs to the next word.
+    """
+    return list(tokenizer(text.rstrip())["input_ids"])
 
 
 class LanguageSession:

@@ -157,6 +157,30 @@ def test_commands_take_blip2_folders(
     assert (code, json.loads(out)["references"]) == (0, 4), err
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+@torch.inference_mode()
+def test_captions_are_those_of_transformers_under_the_papers_protocol(
+    kind: Kind, captioners: dict[str, Path], pictures: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    """5 beams, 30 new tokens at most, and 8 at least of what stands in the decoder."""
+    rows = [{"image": f"{i}.png", "caption": "a dog on the grass"} for i in range(4)]
+    pairs, saved = put_lines(tmp_path / "captions.jsonl", rows), tmp_path / "written.json"
+    model = ("captions", "--captioner", captioners[kind], "--pairs", pairs)
+    code, _, err = capfilt(*model, "--images", pictures, "--save", saved, "--json")
+    assert code == 0, err
+    reference = Blip2ForConditionalGeneration.from_pretrained(captioners[kind]).eval()
+    processor = Blip2Processor.from_pretrained(captioners[kind])
+    for image, row in zip(images_of(pictures)[:4], json.loads(saved.read_text()), strict=True):
+        inputs = processor(images=[image], text=["a photo of"], return_tensors="pt")
+        prompt = inputs.input_ids.shape[1] - blip2_checkpoints.QUERIES
+        before = 1 if kind == "t5" else prompt
+        made = reference.generate(
+            **inputs, num_beams=5, max_new_tokens=30, min_new_tokens=8 - before, do_sample=False,
+        )[0]  # fmt: skip
+        made = made if kind == "t5" else made[inputs.input_ids.shape[1] :]
+        assert row["caption"] == processor.tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
 def test_vqa_command_gives_the_accuracy_of_its_answers(
     captioners: dict[str, Path], pictures: Path, tmp_path: Path, capfilt: Any
 ) -> None:
@@ -183,6 +207,9 @@ def test_vqa_command_gives_the_accuracy_of_its_answers(
     assert (code, err.strip()) == (
         2, "capfilt: --prompt 'Q: ' has no {}, which stands for the question"
     )  # fmt: skip
+    code, _, err = capfilt(*model, *images, "--set", "captions.num_beams=3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--set captions.… is for captions: answers have 5 beams, length penalty -1" in err
 
 
 def test_vqa_of_a_blip_is_refused(
