@@ -96,6 +96,17 @@ def test_readme_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
+def test_operations_page_quotes_failures_as_they_are_said() -> None:
+    """Of the table of failures: what stands in backquotes in its first column is in the code."""
+    table = (ROOT / "docs/operations.md").read_text().partition("## What a failure looks like")[2]
+    rows = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)[2:]
+    sources = "".join(file.read_text() for file in (ROOT / "capfilt").rglob("*.py"))
+    sources = re.sub(r'"\n\s*f?"', "", sources)  # a message over several lines
+    quoted = [words for row in rows for words in re.findall(r"`(.+?)`", row)]
+    assert len(quoted) > 12
+    assert [words for words in quoted if words.rstrip("/") not in sources] == []
+
+
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 
