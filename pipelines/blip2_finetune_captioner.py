@@ -7,7 +7,7 @@ Source: BLIP-2, arXiv:2301.12597, section 4.2; its code, `caption_coco_ft.yaml`.
 
 from capfilt.data.config import AugmentConfig, DataConfig
 from capfilt.train.blip2_generate import GenerateConfig
-from capfilt.train.blip2_parts import load_generative
+from capfilt.train.blip2_parts import keep_features, load_generative
 from capfilt.train.config import Blip2Stage2Config, LoopConfig, OptimiserConfig, ScheduleConfig
 from capfilt.train.parts import load_data
 from capfilt.train.ranks import Ranks
@@ -28,4 +28,5 @@ def build(config: Blip2Stage2Config, ranks: Ranks) -> Training:
     """Put the stage together."""
     model = load_generative(config, ranks, role="captioner")
     data = load_data(config, ranks, model.texts)
+    keep_features(model, config, data)
     return Training(model, data, exports={"captioner": model.export_captioner})

@@ -10,7 +10,7 @@ Source: BLIP-2, arXiv:2301.12597, sections 3.1 and 3.4; its code, `pretrain_stag
 from functools import partial
 
 from capfilt.data.config import AugmentConfig, DataConfig
-from capfilt.train.blip2_parts import load_representative
+from capfilt.train.blip2_parts import keep_features, load_representative
 from capfilt.train.config import Blip2Stage1Config, LoopConfig, OptimiserConfig, ScheduleConfig
 from capfilt.train.parts import images_per_pass, load_data, vocabulary_of
 from capfilt.train.ranks import Ranks
@@ -33,6 +33,7 @@ def build(config: Blip2Stage1Config, ranks: Ranks) -> Training:
     vocabulary = vocabulary_of(config.vocabulary, weights, "model.qformer.weights")
     data = load_data(config, ranks, vocabulary)
     model = load_representative(config, ranks, vocabulary)
+    keep_features(model, config, data)
     model.check_batch(images_per_pass(config, ranks), ranks.count)
     return Training(
         model, data, exports={"filter": partial(model.export_filter, vocabulary=vocabulary)}

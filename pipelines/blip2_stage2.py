@@ -8,7 +8,7 @@ Source: BLIP-2, arXiv:2301.12597, sections 3.2 and 3.4; its code, `pretrain_stag
 """
 
 from capfilt.data.config import AugmentConfig, DataConfig
-from capfilt.train.blip2_parts import load_generative
+from capfilt.train.blip2_parts import keep_features, load_generative
 from capfilt.train.config import Blip2Stage2Config, LoopConfig, OptimiserConfig, ScheduleConfig
 from capfilt.train.parts import load_data
 from capfilt.train.ranks import Ranks
@@ -29,4 +29,5 @@ def build(config: Blip2Stage2Config, ranks: Ranks) -> Training:
     """Put the stage together."""
     model = load_generative(config, ranks, role="filter")
     data = load_data(config, ranks, model.texts)
+    keep_features(model, config, data)
     return Training(model, data, exports={"captioner": model.export_captioner})

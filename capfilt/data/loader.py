@@ -101,6 +101,16 @@ class Loader:
         ]
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
+    @property
+    def pictures(self) -> str:
+        """Fingerprint of what images there are under which keys, however they are drawn."""
+        shards = [
+            (dataset.config.path, dataset.config.images, v.shard.id, v.shard.version)
+            for dataset in self._datasets
+            for v in dataset.volumes
+        ]
+        return hashlib.sha256(repr(shards).encode()).hexdigest()
+
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """This rank's batches from a step on, for ever.
 

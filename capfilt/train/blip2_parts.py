@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from capfilt.data.loader import Loader
 from capfilt.errors import ConfigError
 from capfilt.models.checkpoint import Role, weight_files
 from capfilt.models.placement import check_fits, target
@@ -33,14 +34,12 @@ def load_representative(
             "whose image encoder is to be read"
         )
     image = replace(image, weights=str(resolved("model.image.weights", image.weights)))
-    model = Blip2Represent.load(
+    return Blip2Represent.load(
         replace(config.model, image=image),
         vocabulary=vocabulary,
         seed=config.seed,
         dtype=_frozen_dtype(config, ranks),
     )
-    _keep_features(model, config, config.cache_features)
-    return model
 
 
 def load_generative(config: Blip2Stage2Config, ranks: Ranks, *, role: Role) -> Blip2Generate:
@@ -63,24 +62,24 @@ def load_generative(config: Blip2Stage2Config, ranks: Ranks, *, role: Role) -> B
     if any(largest.glob("*.safetensors")):
         weights = weight_files(largest)
         check_fits(f"{made_by}: {largest}", weights, precision, str(ranks.device))
-    model = Blip2Generate.load(
+    return Blip2Generate.load(
         replace(config.model, start=str(start), language=language),
         seed=config.seed,
         dtype=_frozen_dtype(config, ranks),
     )
-    _keep_features(model, config, config.cache_features)
-    return model
+
+
+def keep_features(
+    model: Blip2Represent | Blip2Generate,
+    config: Blip2Stage1Config | Blip2Stage2Config,
+    data: Loader,
+) -> None:
+    """Let a frozen image encoder keep what it makes of images, where a folder for it is given."""
+    if config.cache_features:
+        seen = (config.data.image_size, config.data.augment, config.seed, data.pictures)
+        model.features.keep(Path(config.cache_features), *seen)
 
 
 def _frozen_dtype(config: TrainConfig, ranks: Ranks) -> torch.dtype:
     """Of what does not learn: half precision on CUDA."""
     return target(config.loop.precision, str(ranks.device))[1]
-
-
-def _keep_features(model: Blip2Represent | Blip2Generate, config: TrainConfig, folder: str) -> None:
-    """Let a frozen image encoder keep what it makes of images, where a folder for it is given."""
-    if folder:
-        data = config.data
-        paths = [(dataset.path, dataset.images) for dataset in data.datasets]
-        seen = (data.image_size, data.augment, config.seed, paths)
-        model.features.keep(Path(folder), *seen)

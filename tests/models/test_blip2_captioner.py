@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -249,6 +250,14 @@ def test_prompt_without_room_is_refused(folder: Path, kind: Kind) -> None:
 def test_more_tokens_than_positions_are_refused(opt: Path) -> None:
     with pytest.raises(ModelError, match=r"max_length is 60 but .* positions for 58 tokens after"):
         load(opt, CaptionConfig(max_length=60))
+
+
+def test_weights_beyond_the_machines_memory_are_refused(
+    opt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # a machine of 10,000 bytes
+    with pytest.raises(ModelError, match=r"--captioner .*: its weights take .*, but cpu"):
+        load(opt)
 
 
 def test_pixels_are_squashed_to_the_square_of_the_config(opt: Path) -> None:

@@ -107,6 +107,17 @@ def test_greedy_text_is_that_of_transformers(
         assert len(set(found)) > 1
 
 
+def test_prompts_left_open_are_those_that_it_was_evaluated_with(folder: Path) -> None:
+    images = list(make_images(3, side=28))
+
+    def written(prompt: str | None) -> list[tuple[str, ...]]:
+        config = CaptionConfig(method="greedy", prompt=prompt, min_length=0, max_length=20)
+        return load(folder, config).caption(images, list("abc"))
+
+    assert written(None) == written("A short image description:") != written("a photo of")
+    assert Blip2Answerer(load(folder)).prompt == "Question: {} Short answer:"
+
+
 def test_answers_are_those_of_transformers(
     kind: Kind, folder: Path, reference: InstructBlipForConditionalGeneration
 ) -> None:

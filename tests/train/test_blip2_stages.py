@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from capfilt.errors import ConfigError, ModelError
 from capfilt.run.job import Where, run
 from capfilt.show import trained_text
 from capfilt.train.output import Output
+from capfilt.train.parts import load_data
+from capfilt.train.ranks import Ranks
 from capfilt.train.stage import Stage
 from capfilt.train.training import Summary
 from tests.checkpoints import make_clip
@@ -165,6 +169,31 @@ def test_cached_features_change_no_loss(world: Path, tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) == 20  # 24 images less four without a text
     with pytest.raises(ConfigError, match="cache_features needs images that look alike each time"):
         train("blip2_stage1", STAGE_1, tmp_path / "none", cache)
+
+
+def test_cache_is_not_of_a_shard_that_was_written_anew(world: Path, tmp_path: Path) -> None:
+    web = Path(shutil.copytree(world / "web", tmp_path / "web"))
+    datasets = f"data.datasets=[{{path: {web}}}]"
+    config = Stage.load("blip2_stage1").resolve(yaml_text=STAGE_1, overrides=[datasets])
+
+    def pictures() -> str:
+        loader = load_data(config, Ranks(0, 1, torch.device("cpu")), world / "names")
+        with closing(loader):
+            return loader.pictures
+
+    before = pictures()
+    assert pictures() == before
+    shard = min(web.glob("*.tar"))
+    os.utime(shard, (1, 1))
+    assert pictures() != before
+
+
+def test_language_model_beyond_the_machines_memory_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # a machine of 10,000 bytes
+    with pytest.raises(ModelError, match=r"language/opt: its weights take .*, but cpu"):
+        train("blip2_stage2", STAGE_2, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
