@@ -7,12 +7,19 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from capfilt.errors import ConfigError
+
+# The label with a node's group, where whoever starts the nodes can start more of a kind:
+# Ray's cluster launcher, KubeRay. Of groups that have no node yet Ray itself knows nothing.
+_NODE_GROUP = "ray.io/node-group"
+
+Node = Mapping[str, Any]  # as Ray lists it
 
 log = logging.getLogger("capfilt")
 
@@ -67,18 +74,38 @@ def resources(
     shards: int | None = None,
     option: str = "--workers",
 ) -> Resources:
-    """Divide the connected cluster among workers, node by node: a worker never spans two.
+    """`divide` what the connected cluster's living nodes have.
+
+    Raises:
+        ConfigError: The cluster does not have what was asked for (Ray itself would wait forever).
+    """
+    return divide(
+        _alive(), workers=workers, gpus_per_worker=gpus_per_worker, shards=shards, option=option
+    )
+
+
+def divide(
+    nodes: Sequence[Node],
+    *,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    shards: int | None = None,
+    option: str = "--workers",
+) -> Resources:
+    """Divide nodes among workers, node by node: a worker never spans two.
 
     With GPUs: as many workers as they allow, with a core each. Without: one worker per node, with
     all its cores; or as many as asked for, with the most cores that leave room for all. Never more
     workers than there are shards, where it is shards that they work on.
 
+    More than there is room for may be asked for by number where the nodes are of groups: an
+    autoscaler brings them, be it from none, and the workers are waited for.
+
     Raises:
-        ConfigError: The cluster does not have what was asked for (Ray itself would wait forever).
+        ConfigError: There is not what was asked for.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    cpus, gpus = _counts(nodes, "CPU"), _counts(nodes, "GPU")
+    may_grow = workers is not None and any(_NODE_GROUP in node["Labels"] for node in nodes)
     each = gpus_per_worker if gpus_per_worker is not None else float(any(gpus))
     if each > 1 and not float(each).is_integer():
         raise ConfigError(f"--gpus-per-worker {each:g}: above 1 it must be a whole number")
@@ -88,30 +115,42 @@ def resources(
     else:
         fit = sum(cpus)
         count = workers or min(fit, sum(cpu > 0 for cpu in cpus))
-    if not 1 <= count <= fit:
+    count = count if shards is None or not count else min(count, shards)
+    if count > fit and may_grow:
+        log.warning("there is room for %d of %d workers until more nodes have joined", fit, count)
+    elif not 1 <= (workers or count) <= fit:
         advice = f"lower {option} or --gpus-per-worker"
         if each and not any(gpus):
             advice = "--gpus-per-worker 0 uses CPUs"
         raise ConfigError(
-            f"{count or 1} workers with {each:g} GPU and a CPU core each were asked for, but the "
-            f"cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs on {len(nodes)} nodes, room for "
-            f"{fit}: {advice}"
+            f"{workers or count or 1} workers with {each:g} GPU and a CPU core each were asked "
+            f"for, but the cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs on {len(nodes)} "
+            f"nodes, room for {fit}: {advice}"
         )
-    count = count if shards is None else min(count, shards)
     if each:
         return Resources(count, each, 1)
-    most = next(c for c in range(max(cpus), 0, -1) if sum(cpu // c for cpu in cpus) >= count)
+    all_of_one = max(1, *cpus)  # for nodes that are yet to come, too
+    choices = range(all_of_one, 0, -1)
+    most = next((c for c in choices if sum(cpu // c for cpu in cpus) >= count), all_of_one)
     return Resources(count, 0, most)
 
 
 def room(needs: Resources) -> int:
     """How many workers that ask for as much the cluster's living nodes hold, busy or not."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) // needs.cpus for node in nodes]
+    nodes = _alive()
+    cpus = [cpu // needs.cpus for cpu in _counts(nodes, "CPU")]
     if not needs.gpus:
         return sum(cpus)
-    gpus = [_sharing(int(node.get("GPU", 0)), needs.gpus) for node in nodes]
+    gpus = [_sharing(gpu, needs.gpus) for gpu in _counts(nodes, "GPU")]
     return sum(min(pair) for pair in zip(cpus, gpus, strict=True))
+
+
+def _alive() -> list[Node]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _counts(nodes: Sequence[Node], kind: str) -> list[int]:
+    return [int(node["Resources"].get(kind, 0)) for node in nodes]
 
 
 def _sharing(gpus: int, each: float) -> int:
