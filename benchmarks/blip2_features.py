@@ -27,6 +27,7 @@ from capfilt.data.batch import Batch
 from capfilt.models.vit import ViT, VitConfig
 from capfilt.train.blip2 import Blip2Represent, RepresentConfig
 from capfilt.train.config import Blip2Stage1Config, LoopConfig
+from capfilt.train.features import Features
 from capfilt.train.precision import fast_products
 from capfilt.train.ranks import Ranks
 from capfilt.train.stepper import Stepper
@@ -53,7 +54,7 @@ class Epochs:
         self.model = Blip2Represent(
             RepresentConfig(image=image, qformer=qformer),
             ViT(size),
-            Tokens(CLS, DEC, DEC, DEC + 1),
+            Tokens(CLS, CLS, DEC, DEC + 1),
             seed=0,
             dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         )
@@ -88,7 +89,7 @@ def _batch(side: int, numbers: range) -> Batch:
 
 def measure(epochs: Epochs, folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds per image of epochs without a cache, of the one that fills it, and with it."""
-    plain, cached = epochs.model.features, type(epochs.model.features)(epochs.model.model.vit)
+    plain, cached = epochs.model.features, Features(epochs.model.model.vit)
     cached.keep(folder)
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     with fast_products(epochs.ranks.device):

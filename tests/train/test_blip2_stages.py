@@ -157,13 +157,18 @@ def test_resumed_stage_goes_on_as_if_it_had_not_stopped(trained: Path, tmp_path:
     assert (out / weights).read_bytes() == (trained / "one" / weights).read_bytes()
 
 
-def test_cached_features_change_no_loss(world: Path, tmp_path: Path) -> None:
+def test_cached_features_change_no_loss_and_serve_the_next_stage(
+    world: Path, tmp_path: Path
+) -> None:
     fixed = "data.augment.fixed=true"
     plain = train("blip2_stage1", STAGE_1, tmp_path / "plain", fixed, "loop.steps=8")
     cache = f"cache_features={tmp_path / 'cache'}"
     kept = train("blip2_stage1", STAGE_1, tmp_path / "kept", fixed, cache, "loop.steps=8")
     for name, loss in plain.losses.items():  # batches of other sizes round otherwise
         assert kept.losses[name] == pytest.approx(loss, abs=1e-4)
+    start = f"model.start={tmp_path / 'kept'}"
+    train("blip2_stage2", STAGE_2, tmp_path / "later", fixed, cache, start)
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # stage 2 reads what stage 1 has kept
     shards = (tmp_path / "cache").glob("*/*.safetensors")
     ids = [number for shard in shards for number in load_file(shard)["ids"].tolist()]
     assert len(ids) == len(set(ids)) == 20  # 24 images less four without a text
