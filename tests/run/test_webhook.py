@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from capfilt.cli import app
 from capfilt.errors import ConfigError, InputError
 from capfilt.run import webhook
 from capfilt.run.job import Summary
@@ -134,6 +138,35 @@ def test_webhook_that_is_no_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigError, match="--webhook") as raised:
         Webhook(url, command="run", output="out")
     assert SECRET not in str(raised.value)
+
+
+def test_commands_tell_how_they_ended(
+    web: str, captioner: str, filter_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with a failed shard, by the option; its retry, by the variable; one without INPUT."""
+    out, mended = tmp_path / "out", (Path(web) / "00001.tar").read_bytes()
+    (Path(web) / "00001.tar").write_bytes(mended[:3000])
+    models = ["--captioner", captioner, "--filter", filter_, "--local"]
+    with listening() as server:
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        run = ["run", web, str(out), *models, "--webhook", server.url]
+        assert CliRunner().invoke(app, run).exit_code == 1
+        (Path(web) / "00001.tar").write_bytes(mended)
+        monkeypatch.setenv(webhook.ENVIRONMENT, server.url)
+        assert CliRunner().invoke(app, ["retry-failed", str(out), "--local"]).exit_code == 0
+        nowhere = ["run", str(tmp_path / "wbe"), str(tmp_path / "none"), *models]
+        assert isinstance(CliRunner().invoke(app, nowhere).exception, InputError)
+        signal.signal(signal.SIGTERM, on_sigterm)
+    told = [content for _, content in server.heard]
+    assert [(t["command"], t["event"], t["exit_code"]) for t in told] == [
+        ("run", "finished", 1),
+        ("retry-failed", "finished", 0),
+        ("run", "failed", 2),
+    ]
+    assert [failed["id"] for failed in told[0]["summary"]["shards"]["failed"]] == ["00001"]
+    assert told[1]["summary"]["shards"]["done"] == 1
+    assert "wbe: not found" in told[2]["error"]
+    assert SECRET not in (out / "manifest.json").read_text()
 
 
 def test_webhook_without_a_url_is_nothing() -> None:
