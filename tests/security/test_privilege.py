@@ -1,0 +1,75 @@
+"""No network call that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Undisturbed, command, undisturbed  # noqa: F401 - a fixture
+from tests.run.conftest import captioner, filter_, hashes  # noqa: F401 - fixtures
+
+# A network of loopback and of one way out, which leads nowhere and counts what is sent there: any
+# packet of any protocol, a question to a name server too. What this machine sends to its own
+# address does not take that way.
+_NETWORK = """
+set -e
+ip link set lo up
+ip link add out type veth peer name nowhere
+sysctl -qw net.ipv6.conf.all.disable_ipv6=1
+ip address add 192.0.2.1/24 dev out
+ip link set out arp off up
+ip link set nowhere up
+ip route add default via 192.0.2.2 dev out
+set +e
+%s
+echo "sent $(awk '$1 == "out:" { print $11 }' /proc/net/dev)"
+"""
+
+
+def in_a_counting_network(script: str) -> str:
+    """What a shell script prints there, and how many packets left: `sent 0`."""
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        pytest.skip("needs ip and unshare")
+    trial = subprocess.run(["unshare", "-n", "sh", "-c", _NETWORK % ""], capture_output=True)
+    if trial.returncode:
+        pytest.skip("a network of its own is not permitted here")
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", _NETWORK % script],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert "sent" in done.stdout, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "socket(AF_INET, SOCK_DGRAM).sendto(b'x', ('192.0.2.9', 9))",
+        "getaddrinfo('huggingface.invalid', 443)",
+        "create_connection(('203.0.113.1', 443), timeout=0.1)",
+    ],
+)
+def test_counting_network_counts_a_call(call: str) -> None:
+    asked = shlex.join([sys.executable, "-c", f"from socket import *; {call}"])
+    assert not in_a_counting_network(asked).endswith("sent 0\n")
+
+
+def test_run_in_one_process_sends_nothing(
+    undisturbed: Undisturbed,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Models from folders, shards from a folder: no hub, no telemetry, no look-up of a name."""
+    arguments = shlex.join(command(undisturbed, tmp_path / "out", "--local"))
+    shown = in_a_counting_network(f"{arguments} >{tmp_path}/result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["shards"]["failed"] == []
+    assert hashes(tmp_path / "out") == undisturbed.hashes
+    assert shown == "sent 0\n"
