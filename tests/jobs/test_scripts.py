@@ -47,12 +47,12 @@ def script(job: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2000)
 def test_nightly_job_reports_beside_a_failed_shard_and_takes_what_is_new(nightly: Path) -> None:
     """Its exit code is the run's; the second night does what was mended and what has come."""
     web, out = nightly.parent / "web", nightly.parent / "dataset"
     first = script(nightly)
-    _, said = first.communicate(timeout=300)
+    _, said = first.communicate(timeout=900)
     assert first.returncode == 1, said
     assert sorted(commits(out)) == ["00000", "00001"]
     assert "00002" in said
@@ -60,7 +60,7 @@ def test_nightly_job_reports_beside_a_failed_shard_and_takes_what_is_new(nightly
     for index in (2, 3):
         write_shard(web, index, 12)
     second = script(nightly, "run")
-    _, said = second.communicate(timeout=300)
+    _, said = second.communicate(timeout=900)
     assert second.returncode == 0, said
     assert sorted(commits(out)) == ["00000", "00001", "00002", "00003"]
 
@@ -140,3 +140,41 @@ def test_training_config_once_filled_in_is_its_stages(job: str, tmp_path: Path) 
         )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["data"]["datasets"][0]["path"].endswith("/dataset")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+def test_slurm_script_starts_ray_behind_a_token_and_runs_the_job(nightly: Path) -> None:
+    """On this machine as an allocation of one node; `srun` starts what it is given at once."""
+    bin_ = nightly.parent / "bin"
+    bin_.mkdir()
+    (bin_ / "srun").write_text(f'#!{BASH}\nSLURM_NODEID=0 exec "${{@:2}}"\n')
+    (bin_ / "srun").chmod(0o755)
+    write_shard(nightly.parent / "web", 2, 12)
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(nightly),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+    env = {**os.environ, **slurm, "PATH": f"{bin_}{os.pathsep}{CAPFILT}"}
+    command = [BASH, str(nightly / "slurm.sbatch")]
+    running = subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE)
+    until = time.monotonic() + 600
+    while running.poll() is None and not (nightly.parent / "dataset/lease.json").exists():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    stranger = "import ray; ray.init(address=__import__('sys').argv[1], logging_level='ERROR')"
+    refused = subprocess.run(
+        [sys.executable, "-c", stranger, f"127.0.0.1:{20000 + os.getpid() % 10000}"],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "uthentication" in refused.stderr
+    _, said = running.communicate(timeout=900)
+    assert running.returncode == 0, said
+    assert sorted(commits(nightly.parent / "dataset")) == ["00000", "00001", "00002"]
