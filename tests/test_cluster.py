@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.cluster import Node, Resources, divide, resources
+from capfilt.cluster import Node, Resources, divide
 from capfilt.errors import ConfigError
 
 HEAD = (0, 0)  # a head that computes nothing
@@ -72,12 +72,10 @@ def test_more_than_there_is_may_be_asked_for_by_number_where_nodes_are_of_groups
 
 
 def test_ray_labels_a_node_of_a_group_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
+    """By Ray's own part that says a node's labels; KubeRay and the launcher set the variable."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "cpu")  # as KubeRay and the cluster launcher set it
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        assert resources(workers=4, gpus_per_worker=1) == Resources(4, 1, 1)
-    finally:
-        ray.shutdown()
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "cpu")
+    labels = ResourceAndLabelSpec(num_cpus=1, num_gpus=0).resolve(is_head=True).labels
+    node = {"Resources": {"CPU": 1.0}, "Labels": labels}
+    assert divide([node], workers=4, gpus_per_worker=1) == Resources(4, 1, 1)
