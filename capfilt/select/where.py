@@ -7,13 +7,17 @@
 Names are metadata fields, values are numbers, texts, True, False. `and`, `or`, `not`, comparisons,
 `in`, `is None`, `+ - * /`, `contains(field, "text")`, `matches(field, "regular expression")`.
 Nothing else is understood, and nothing is evaluated as code. As in SQL, a comparison with a field
-that a sample does not have does not hold.
+that a sample does not have does not hold. Arithmetic is that of 64-bit floats, so that one sample
+with a height of 0 stops nobody. Lists and objects are their JSON text.
 """
 
 from __future__ import annotations
 
 import ast
+import json
+import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,11 +37,12 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotEq: operator.ne,
 }
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Add: pc.add,
+    ast.Sub: pc.subtract,
+    ast.Mult: pc.multiply,
+    ast.Div: pc.divide,
 }
+_SHOWN = 200  # characters of a filter in a message
 _FUNCTIONS: Mapping[str, Callable[[Any, str], Any]] = {
     "contains": lambda field, text: pc.match_substring(field, text),
     "matches": lambda field, pattern: pc.match_substring_regex(field, pattern),
@@ -56,10 +61,13 @@ class Where:
         self.text = text
         self.fields: tuple[str, ...] = ()
         try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            with warnings.catch_warnings(action="ignore"):  # of "\." in a regular expression
+                tree = ast.parse(text.strip(), mode="eval").body
+            self._expression = self._parse(tree)
+        except (SyntaxError, RecursionError, MemoryError):
             raise self._wrong("not a comparison") from None
-        self._expression = self._parse(tree)
+        except (ValueError, OverflowError) as error:  # Arrow's are ValueErrors, too
+            raise self._wrong(" ".join(str(error).split())[:120]) from None
         if not self.fields:
             raise self._wrong("it names no field")
 
@@ -97,8 +105,9 @@ class Where:
         raise AssertionError("unreachable")
 
     def _wrong(self, why: str) -> ConfigError:
+        shown = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
         return ConfigError(
-            f"--where {self.text!r}: {why}; write e.g. 'width >= 256 and license in [\"cc0\"]'"
+            f"--where {shown!r}: {why}; write e.g. 'width >= 256 and license in [\"cc0\"]'"
         )
 
     def _parse(self, node: ast.expr) -> Any:
@@ -114,10 +123,10 @@ class Where:
         if isinstance(node, ast.Compare):
             return self._compare(node)
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            left, right = self._parse(node.left), self._parse(node.right)
-            if isinstance(node.op, ast.Div):
-                left = left.cast(pa.float64())  # 3 / 2 is 1.5
-            return _ARITHMETIC[type(node.op)](left, right)
+            sides = (
+                self._parse(side).cast(pa.float64(), safe=False) for side in (node.left, node.right)
+            )
+            return _ARITHMETIC[type(node.op)](*sides)
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Name):
@@ -172,11 +181,23 @@ class Where:
 
 
 def _column(name: str, metadata: Sequence[Mapping[str, Any]]) -> Any:
-    values = [fields.get(name) for fields in metadata]
+    values = [_plain(fields.get(name)) for fields in metadata]
     try:
         return pa.array(values)
-    except (pa.ArrowException, OverflowError):
+    except pa.ArrowException:
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise InputError(
             f"--where: the field {name} is of several kinds, {' and '.join(kinds)}"
         ) from None
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    """A metadata value as Arrow can hold it, whatever a stranger's JSON had."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return math.copysign(math.inf, value)
+    found: bool | int | float | None = value
+    return found

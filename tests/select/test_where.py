@@ -30,6 +30,8 @@ SAMPLES = [
         ("nowhere > 3", [0, 0, 0]),
         ("contains(nowhere, 'a') or width == 100", [0, 1, 0]),
         ("not (width > 200)", [0, 1, 0]),
+        ("width / 0 > 1", [1, 1, 0]),
+        ("width * 9223372036854775807 > 1", [1, 1, 0]),  # no overflow
     ],
 )
 def test_where_keeps(text: str, expected: list[int]) -> None:
@@ -57,17 +59,44 @@ def test_where_keeps(text: str, expected: list[int]) -> None:
         "width == 'wide'",
         "width ** 2 > 3",
         "f'{width}' == 'a'",
+        "not " * 5000 + "width",
+        "+".join(["width"] * 5000) + " > 3",
+        "width in [1, 'a']",
+        "width > 99999999999999999999",
+        "url == '\\ud800'",
+        "matches(url, '(')",
     ],
 )
 def test_where_refuses_what_it_does_not_know_and_runs_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="--where"):
+    with pytest.raises(ConfigError, match="--where") as caught:
         Where(text).mask(SAMPLES)
+    assert len(str(caught.value)) < 500
     assert not (tmp_path / "ran").exists()
 
 
 def test_where_on_a_field_of_several_kinds_says_so() -> None:
     with pytest.raises(InputError, match="width is of several kinds, int and str"):
         Where("width > 3").mask([{"width": 3}, {"width": "3"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name == 'a'", [1, 0, 0]),
+        ("size > 3", [0, 1, 0]),
+        ("size < 3", [0, 0, 1]),
+        ("contains(tags, '\"b\"')", [1, 0, 0]),
+        ("tags is None", [0, 0, 1]),
+        ("width / height < 3", [1, 0, 1]),
+    ],
+)
+def test_where_bears_what_strangers_metadata_hold(text: str, expected: list[int]) -> None:
+    samples = [
+        {"name": "a", "size": 3, "tags": ["a", "b"], "width": 2, "height": 1},
+        {"name": "\ud800", "size": 2**70, "tags": {"c": "\ud800"}, "width": 2, "height": 0},
+        {"name": None, "size": -(2**70), "width": 2**62, "height": 2**62},
+    ]
+    assert Where(text).mask(samples).astype(int).tolist() == expected
