@@ -105,6 +105,10 @@ class SelectionConfig:
             check(self.top_k >= 1, f"top_k must be at least 1, is {self.top_k}")
 
 
+# Pillow's names of what is decoded; with others it would ask programs of the machine, as for EPS.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """Which images are worth decoding; others fail, or are dropped, with a reason."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capfilt.config import ImageConfig
+from capfilt.config import IMAGE_FORMATS, ImageConfig
 from capfilt.errors import ConfigError, InputError
 from capfilt.io import files
 from capfilt.io.inputs import find_shards
@@ -64,10 +64,10 @@ def _phash(image: bytes) -> int | None:
             "perceptual duplicates need another package: pip install 'capfilt[dedupe]'"
         ) from error
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
             opened.draft("L", (64, 64))  # a JPEG need not be decoded in full
             return int(str(imagehash.phash(opened)), 16)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # noqa: BLE001 - decoders raise nearly every class on bad data
         return None
 
 
@@ -182,7 +182,7 @@ class EvaluationSet:
         pHash; what follows it in the line is left out, so `sha256sum * > list` makes one.
 
         Raises:
-            InputError: A place is missing, or a line is no hash.
+            InputError: A place is missing or holds nothing, or a line is no hash.
         """
         sha256: set[bytes] = set()
         phash: list[int] = []
@@ -191,7 +191,9 @@ class EvaluationSet:
             is_list = (
                 entry is not None and not entry.is_folder and place.endswith((".txt", ".list"))
             )
-            found = _of_list(place) if is_list else _of_images(place)
+            found = list(_of_list(place) if is_list else _of_images(place))
+            if not found:
+                raise InputError(f"{place}: no image and no hash in it, so nothing to exclude")
             for like in found:
                 if like.sha256:
                     sha256.add(like.sha256)

@@ -6,6 +6,7 @@ commits/<id>.json            written last: what has no commit does not exist
 failures/<id>.json           the shards that were given up
 partial/<id>/...             of shards under way: what became of their first samples
 manifest.json                what the run was
+duplicates.json              copies of images in INPUT, where a run has looked for them
 lease.json                   who works on it, as long as somebody does
 """
 
@@ -18,6 +19,7 @@ FAILURES = "failures"
 PARTIAL = "partial"
 MANIFEST = "manifest.json"
 LEASE = "lease.json"
+DUPLICATES = "duplicates.json"
 FOLDERS = ("data", "ledger", COMMITS, FAILURES, PARTIAL)
 
 _ENDINGS = {"webdataset": "tar", "parquet": "parquet"}

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFile
 
-from capfilt.config import ImageConfig
+from capfilt.config import IMAGE_FORMATS, ImageConfig
 from capfilt.record import Reason
 
 try:
@@ -40,7 +40,6 @@ except ImportError:  # then Pillow decodes everything
 
 RGB = npt.NDArray[np.uint8]  # [H, W, 3]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # Magic of two letters: text that starts with "BM" is not a broken bitmap but no image at all.
 _WEAK_MAGIC = frozenset({"BMP"})
 # A progressive JPEG can ask for a pass over all its pixels with every 10 bytes. 500 is where
@@ -91,7 +90,7 @@ def decode(data: bytes, limits: ImageConfig) -> RGB:
     Source: the pixels are those of BLIP's `data/pretrain_dataset.py`.
 
     Args:
-        data: A whole file in one of `FORMATS`.
+        data: A whole file in one of `IMAGE_FORMATS`.
         limits: What is worth decoding. Checked on the header, before pixels take any memory.
 
     Returns:
@@ -198,7 +197,7 @@ def _decode_pillow(data: bytes, limits: ImageConfig) -> RGB:
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header. Unlike `Image.open` it does not apply Pillow's process-wide pixel limit."""
     prefix = data[:16]
-    for name in FORMATS:
+    for name in IMAGE_FORMATS:
         if name not in Image.OPEN:
             Image.init()  # registers all formats of this build; AVIF may not be among them
         if name not in Image.OPEN:
@@ -219,7 +218,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
                 continue
             raise ImageError(Reason.IMAGE_CORRUPT, f"{name}: {error}") from None
     raise ImageError(
-        Reason.IMAGE_NOT_AN_IMAGE, f"starts with {prefix!r}, which is none of {', '.join(FORMATS)}"
+        Reason.IMAGE_NOT_AN_IMAGE,
+        f"starts with {prefix!r}, which is none of {', '.join(IMAGE_FORMATS)}",
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capfilt.config import ImageConfig
+from capfilt.config import IMAGE_FORMATS, ImageConfig
 from capfilt.cut import CODES, DECISIONS, REASONS, SOURCES, Mask, Rows, ScoreName
 from capfilt.data.reader import read_numbers
 from capfilt.errors import CapfiltError
@@ -213,12 +213,12 @@ def thumbnail(image: bytes) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
                 return None
             opened.draft("RGB", (THUMBNAIL, THUMBNAIL))
             small = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # noqa: BLE001 - decoders raise nearly every class on bad data
         return None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     encoded = io.BytesIO()

@@ -87,3 +87,12 @@ def test_evaluation_list_with_another_line_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "hashes.txt").write_text("d41d8cd98f00b204e9800998ecf8427e\n")
     with pytest.raises(InputError, match=r"hashes.txt:1: 'd41d8.* is no hash"):
         EvaluationSet.load([str(tmp_path / "hashes.txt")])
+
+
+def test_likeness_decodes_only_what_a_run_decodes() -> None:
+    """EPS would start another program, and decoders raise nearly every class on bad data."""
+    page = encode(Image.new("RGB", (64, 64), "red"), "EPS")
+    assert likeness(page, look=True).phash is None
+    picture = photo(1)
+    for cut in range(20, 600, 20):
+        assert likeness(picture[:cut], look=True).sha256

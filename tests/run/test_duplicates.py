@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from capfilt.config import resolve
+from capfilt.config import ImageConfig, resolve
 from capfilt.errors import CommitError
+from capfilt.io.inputs import find_shards
+from capfilt.run import duplicates
+from capfilt.run.duplicates import duplicates_among
 from capfilt.run.job import Where, run
 from capfilt.run.status import status
 from capfilt.run.verify import verify
@@ -68,6 +72,41 @@ def test_run_resumes_with_the_same_duplicates(copies: str, captioner: str, tmp_p
     (tmp_path / "out/commits/b.json").unlink()
     run_with(copies, tmp_path / "out", captioner, "images.dedupe=exact")
     assert hashes(tmp_path / "out") == before
+
+
+def test_duplicates_are_found_once_for_an_input(
+    copies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = find_shards(copies).shards
+    config = ImageConfig(dedupe="perceptual")
+    found = duplicates_among(shards, config, str(tmp_path / "out"))
+    assert {name: len(of_shard) for name, of_shard in found.items()} == {"a": 0, "b": 2}
+    looked: list[str] = []
+    read = duplicates.read_samples
+    monkeypatch.setattr(
+        duplicates, "read_samples", lambda shard, _: (looked.append(shard.id), read(shard, _))[1]
+    )
+    assert duplicates_among(shards, config, str(tmp_path / "out")) == found
+    assert looked == []
+    changed = [replace(shards[0], version="another"), shards[1]]
+    assert duplicates_among(changed, config, str(tmp_path / "out")) == found
+    exact = duplicates_among(changed, replace(config, dedupe="exact"), str(tmp_path / "out"))
+    assert exact["b"] == {0: "duplicate_image"}
+    assert looked == ["a", "b", "a", "b"]
+    (tmp_path / "out/duplicates.json").write_text("{")
+    assert duplicates_among(shards, config, str(tmp_path / "out")) == found
+
+
+def test_duplicates_of_a_shard_that_cannot_be_read_are_looked_for_again(
+    copies: str, tmp_path: Path
+) -> None:
+    shards = find_shards(copies).shards
+    whole = Path(copies, "b.tar").read_bytes()
+    Path(copies, "b.tar").write_bytes(whole[:1000])
+    config = ImageConfig(dedupe="exact")
+    assert duplicates_among(shards, config, str(tmp_path / "out")) == {"a": {}}
+    Path(copies, "b.tar").write_bytes(whole)
+    assert duplicates_among(shards, config, str(tmp_path / "out"))["b"] == {0: "duplicate_image"}
 
 
 def test_run_drops_images_of_an_evaluation_set(copies: str, captioner: str, tmp_path: Path) -> None:
