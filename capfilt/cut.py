@@ -80,6 +80,7 @@ class CutConfig:
             )
         if self.top_k is not None:
             check(self.top_k >= 1, f"top_k must be at least 1, is {self.top_k}")
+        check(all(self.exclude), "exclude names a folder or a list of hashes, is empty")
 
     @property
     def judges_scores(self) -> bool:

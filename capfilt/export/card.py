@@ -53,11 +53,8 @@ def dataset_card(name: str, manifest: Manifest, tally: Tally) -> str:
     lines += ["", "## How it was made", ""]
     for role, model in manifest.models.items():
         lines.append(f"- {role}: `{_code(model['source'])}` (sha256 `{model['sha256']}`)")
-    selection = {
-        k: v for k, v in manifest.config["selection"].items() if v not in (None, False, [])
-    }
     lines += [
-        f"- selection: `{_code(json.dumps(selection))}`",
+        f"- selection: `{_code(json.dumps(manifest.rules()))}`",
         f"- seed {manifest.config['seed']}, capfilt {manifest.versions['capfilt']}, fingerprint "
         f"`{manifest.fingerprint}`",
         "",

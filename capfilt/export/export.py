@@ -57,6 +57,7 @@ def export(output_url: str, target: str, form: str) -> Exported:
     if not origin.output.images:
         raise ConfigError(f"{origin.url} has texts only: export a dataset with its images")
     target = files.absolute(target)
+    origin.check_apart(target, "FOLDER")
     _claim(target, {"form": form, "origin": origin.manifest.fingerprint})
     present = {entry.name for entry in files.find(target)}
     todo = [shard_id for shard_id in origin.commits if writer.path(shard_id) not in present]

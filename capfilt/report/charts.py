@@ -59,6 +59,7 @@ class Chart:
 
     def steps(self, edges: npt.NDArray[Any], counts: Mapping[str, Sequence[int]]) -> None:
         """Histograms over the same edges, by source."""
+        self.axes.yaxis.get_major_locator().set_params(integer=True)
         for source, values in counts.items():
             self.axes.stairs(
                 values,
@@ -91,7 +92,8 @@ class Chart:
         out = io.StringIO()
         with self._matplotlib.rc_context(_style(self._name)):
             if len(self.axes.get_legend_handles_labels()[0]) > 1:
-                self.axes.legend(frameon=False, fontsize="small")
+                above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+                self.axes.legend(frameon=False, fontsize="small", ncols=4, **above)
             self._figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
         return _into_page(out.getvalue(), self._name, self._title)
 

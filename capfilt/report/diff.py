@@ -77,9 +77,11 @@ def diff(a_url: str, b_url: str, *, samples: int = 5) -> Difference:
     each time.
 
     Raises:
-        ConfigError: They have no shard in common.
+        ConfigError: They have no shard in common, or `samples` is negative.
         InputError: A ledger cannot be read.
     """
+    if samples < 0:
+        raise ConfigError(f"--samples must be 0 or more, is {samples}")
     a, b = Origin.open(a_url), Origin.open(b_url)
     both = [shard_id for shard_id in a.commits if shard_id in b.commits]
     if not both:
@@ -106,7 +108,8 @@ def _told(origin: Origin) -> dict[str, Any]:
     """What decided about its texts: models by their weights, not by where they lie."""
     models = {role: model["sha256"] for role, model in origin.manifest.models.items()}
     sections = ("captions", "scoring", "selection", "images", "seed")
-    return {**{name: origin.manifest.config[name] for name in sections}, **models}
+    told = {name: origin.manifest.config[name] for name in sections}
+    return {**told, "selection": origin.manifest.rules(), **models}
 
 
 def _compare(

@@ -153,6 +153,7 @@ def lengths(figures: Figures) -> Drawn:
     chart = Chart("lengths", title, x="words", y="texts")
     counts = {str(SOURCES[i]): c.tolist() for i, c in enumerate(figures.words) if c.any()}
     chart.steps(edges(-0.5, MOST_WORDS + 0.5, MOST_WORDS + 1), counts)
+    chart.axes.xaxis.get_major_locator().set_params(integer=True)
     used = [i for i in range(MOST_WORDS + 1) if any(values[i] for values in counts.values())]
     if used:
         chart.between(used[0] - 0.5, used[-1] + 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,8 @@ def report(
     """
     if samples < 0:
         raise ConfigError(f"--samples must be 0 or more, is {samples}")
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise ConfigError(f"--gpu-hour-price must be 0 or more, is {price_per_hour:g}")
     origin = Origin.open(output_url)
     by, threshold = _rule(origin.manifest)
     figures = figures_of(origin, by)
@@ -73,10 +76,10 @@ def report(
     tally = figures.tally
     html = page.render(
         output=origin.url,
-        tiles=_tiles(figures, speed, has_threshold=threshold is not None),
+        tiles=_tiles(figures, speed, is_noise=origin.manifest.measures_noise),
         facts=_facts(origin, speed, price_per_hour),
         by_source=page.by_source(figures),
-        noise=_noise(figures, is_judged=threshold is not None),
+        noise=_noise(figures, is_noise=origin.manifest.measures_noise),
         dropped=page.reasons(tally.dropped_texts, sum(tally.texts.values())),
         failed=page.reasons(tally.failed_samples, tally.read),
         charts=charts,
@@ -102,7 +105,7 @@ def _rule(manifest: Manifest) -> tuple[ScoreName, float | None]:
     return ("similarity" if scoring["similarity"] else "match_prob"), None
 
 
-def _tiles(figures: Figures, speed: Speed | None, *, has_threshold: bool) -> list[dict[str, str]]:
+def _tiles(figures: Figures, speed: Speed | None, *, is_noise: bool) -> list[dict[str, str]]:
     tally = figures.tally
     kept = sum(n for (_, verdict), n in tally.texts.items() if verdict is Verdict.KEPT)
     tiles = [
@@ -111,7 +114,7 @@ def _tiles(figures: Figures, speed: Speed | None, *, has_threshold: bool) -> lis
         ("texts", "texts", f"{sum(tally.texts.values()):,}"),
         ("texts-kept", "texts kept", f"{kept:,}"),
     ]
-    if has_threshold and tally.noise_ratio is not None:
+    if is_noise and tally.noise_ratio is not None:
         tiles.append(("noise-ratio", "noise ratio", percent(tally.noise_ratio)))
     if speed is not None:
         tiles.append(("speed", "images/s of one machine", f"{speed.images_per_s:,.1f}"))
@@ -132,8 +135,8 @@ def _facts(origin: Origin, speed: Speed | None, price: float | None) -> list[tup
         facts.append((role, name))
     facts += [
         ("preset", _preset(config)),
-        ("captions", _told(config["captions"], "per_image", "method", "top_p", "prompt")),
-        ("selection", _told(config["selection"])),
+        ("captions", _captions(manifest)),
+        ("selection", _told(manifest.rules()) or "every text is kept"),
         ("seed", str(config["seed"])),
         ("version", f"capfilt {manifest.versions['capfilt']}, torch {manifest.versions['torch']}"),
         ("fingerprint", manifest.fingerprint),
@@ -167,15 +170,19 @@ def _preset(config: dict[str, Any]) -> str:
     return "blip" if is_blip and config["scoring"]["match_prob"] else "of its own"
 
 
+def _captions(manifest: Manifest) -> str:
+    if "captioner" not in manifest.models:
+        return "none made"
+    return _told(manifest.config["captions"], "per_image", "method", "top_p", "prompt")
+
+
 def _told(section: dict[str, Any], *names: str) -> str:
-    wanted = names or tuple(section)
-    off: tuple[Any, ...] = (None, False, [], "both")
-    told = [f"{n} {section[n]!r}" for n in wanted if n in section and section[n] not in off]
-    return ", ".join(told) or "every text is kept"
+    told = {name: section.get(name) for name in names or section}
+    return ", ".join(f"{name} {value!r}" for name, value in told.items() if value is not None)
 
 
-def _noise(figures: Figures, *, is_judged: bool) -> Rows:
-    ratio = figures.tally.noise_ratio if is_judged else None
+def _noise(figures: Figures, *, is_noise: bool) -> Rows:
+    ratio = figures.tally.noise_ratio if is_noise else None
     return [("this run", "-" if ratio is None else percent(ratio)), *page.PAPER]
 
 
@@ -191,6 +198,7 @@ def _frequent(origin: Origin, figures: Figures) -> list[Ranking]:
     for source, counts in best.items():
         title = page.source_title(source)
         rows = sorted(((texts[key], n) for key, n in counts.items()), key=lambda r: (-r[1], r[0]))
+        rows = rows[:FREQUENT]
         shown: Rows = [(text, f"{count:,}") for text, count in rows]
         found.append(
             Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "texts", shown)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 MOST_TEXTS = 2**24  # different ones that are counted: 256 MB
+_MOST_ALIKE = 1000  # texts of one count that are looked up, to show the first few
 _SHARED_BY = 10  # a caption of more images than this says little of any
 
 
@@ -74,10 +75,21 @@ class Wordings:
         return len(self.hashes) / total if total else 0.0
 
     def most_frequent(self, count: int) -> dict[int, int]:
-        """The hashes that come most often, more than once, with their counts."""
+        """The hashes that come most often, more than once, with their counts.
+
+        There may be more than `count`: all that come as often as the last, since hashes are others
+        in each process and which of the texts come first must not be; or, where those are too
+        many, fewer: none of them.
+        """
         self.settle()
-        best = np.argsort(-self.counts, kind="stable")[:count]
-        return {int(self.hashes[i]): int(self.counts[i]) for i in best if self.counts[i] > 1}
+        least = 2
+        if len(self.counts) > count:
+            least = max(least, int(np.partition(self.counts, -count)[-count]))
+        wanted = self.counts >= least
+        if np.count_nonzero(wanted) > _MOST_ALIKE:
+            wanted = self.counts > least
+        found = zip(self.hashes[wanted].tolist(), self.counts[wanted].tolist(), strict=True)
+        return dict(found)
 
     def _take(self, hashes: Any, counts: Any) -> None:
         wanted = hashes & ((1 << self.zeros) - 1) == 0

@@ -171,13 +171,13 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
     works = largest_first(works)
     total = Tally()
     total.merge(plan.tally)
-    has_threshold = task.config.selection.min_match_prob is not None
+    has_threshold = manifest.measures_noise
     with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
         failed: list[GaveUp] = []
         arrivals = Arrivals(task, where, progress, inputs) if where.watch else None
         if works or arrivals is not None:
             if task.config.images.dedupe is not None:
-                found = duplicates_among(inputs.shards, task.config.images)
+                found = duplicates_among(inputs.shards, task.config.images, where.output)
                 task = replace(task, duplicates=found)
             engine = _start(task, where, len(works) if arrivals is None else None)
             stream = chain(works, arrivals or ())

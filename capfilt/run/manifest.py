@@ -38,6 +38,19 @@ class Manifest:
     models: dict[str, dict[str, str]]
     versions: dict[str, str]
 
+    @property
+    def measures_noise(self) -> bool:
+        """Whether a threshold on match_prob alone decides, so that what is dropped is noise."""
+        return self.rules().keys() - {"by", "ranked_by"} == {"min_match_prob"}
+
+    def rules(self) -> dict[str, Any]:
+        """What of the selection is on."""
+        return {
+            name: value
+            for name, value in self.config["selection"].items()
+            if value is not None and value is not False and value not in ([], (), "both")
+        }
+
     @classmethod
     def of(
         cls, task: Task, *, input_url: str, human: str | None, human_images: str | None

@@ -32,9 +32,8 @@ class Status:
 
     @property
     def noise_ratio(self) -> float | None:
-        """Of the synthetic captions; None where no threshold on match_prob decides."""
-        has_threshold = self.manifest.config["selection"]["min_match_prob"] is not None
-        return self.tally.noise_ratio if has_threshold else None
+        """Of the synthetic captions; None where not a threshold on match_prob alone decides."""
+        return self.tally.noise_ratio if self.manifest.measures_noise else None
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""

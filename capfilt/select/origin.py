@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from capfilt.config import ImageConfig, OutputConfig
 from capfilt.cut import Mask, Rows, ScoreName
-from capfilt.errors import InputError
+from capfilt.errors import ConfigError, InputError
 from capfilt.io import files, outputs
 from capfilt.io.commits import Commit, InputRecord, list_commits
 from capfilt.io.fields import OURS
@@ -82,6 +82,22 @@ class Origin:
         if CUT_OF not in self.manifest.decisive:
             return None
         return Origin.open(self.manifest.input)
+
+    def check_apart(self, url: str, name: str) -> None:
+        """See that a place to write to is not what is read: not even --overwrite may mean that.
+
+        Raises:
+            ConfigError: It lies here, or in what this was made from.
+        """
+        place = _real(url)
+        for what, other in (
+            ("OUTPUT", self.url),
+            ("what OUTPUT was made from", self.manifest.input),
+        ):
+            if f"{place}/".startswith(f"{_real(other)}/"):
+                raise ConfigError(
+                    f"{name} {url} lies in {what} ({other}): give it a folder of its own"
+                )
 
     def shards(self) -> tuple[InputShard, ...]:
         """Its data shards as the input of a cut.
@@ -223,6 +239,12 @@ def _as_shard(shard_id: str, record: InputRecord, why: str) -> InputShard:
         raise InputError(f"{why} were in {record.url}, which has changed since the run")
     source = Source.HUMAN if shard_id.startswith("human-") else Source.WEB
     return InputShard(shard_id, form, record.url, record.size_bytes, record.version, source)
+
+
+def _real(url: str) -> str:
+    """The place itself, where a local path goes through links."""
+    local = files.local_path(url)
+    return url if local is None else str(local.resolve())
 
 
 def _no_limits() -> ImageConfig:

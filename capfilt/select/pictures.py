@@ -64,7 +64,7 @@ class _Images:
     config: CutConfig
 
     def __post_init__(self) -> None:
-        self._where = Where(self.config.where) if self.config.where else None
+        self._where = Where(self.config.where) if self.config.where is not None else None
         exclude = self.config.exclude
         self._excluded = EvaluationSet.load(exclude) if exclude else None
         self._hashes = bool(exclude) or self.config.dedupe_images is not None

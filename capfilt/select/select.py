@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ class Forecast:
     before: Tally  # as the origin's commits count
     after: Tally
     candidates: int  # texts that the rules judge
+    rules: tuple[str, ...]  # reasons of those that were asked for, or that have dropped a text
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -56,26 +57,26 @@ class Forecast:
     def left_after(self) -> dict[str, int]:
         """Texts that are left after each rule, in the order in which the rules hold."""
         left, found = self.candidates, {}
-        for reason in RULES:
-            if reason in self.after.dropped_texts:
-                left -= self.after.dropped_texts[reason]
-                found[reason] = left
+        for reason in self.rules:
+            left -= self.after.dropped_texts[reason]
+            found[reason] = left
         return found
 
 
-RULES = (
-    "below_min_match_prob",
-    "below_min_similarity",
-    "repetitive_text",
-    "metadata_filtered",
-    "evaluation_image",
-    "duplicate_image",
-    "near_duplicate_image",
-    "below_kept_fraction",
-    "not_in_mix",
-    "not_in_top_k",
-    "duplicate_text",
-)
+# Reasons in the order in which their rules hold, and when a rule is asked for.
+RULES: Mapping[str, Callable[[CutConfig], bool]] = {
+    "below_min_match_prob": lambda config: config.min_match_prob is not None,
+    "below_min_similarity": lambda config: config.min_similarity is not None,
+    "repetitive_text": lambda config: config.drop_repetitive,
+    "metadata_filtered": lambda config: config.where is not None,
+    "evaluation_image": lambda config: bool(config.exclude),
+    "duplicate_image": lambda config: config.dedupe_images is not None,
+    "near_duplicate_image": lambda config: config.dedupe_images == "perceptual",
+    "below_kept_fraction": lambda config: config.keep_fraction is not None,
+    "not_in_mix": lambda config: config.mix != "both",
+    "not_in_top_k": lambda config: config.top_k is not None,
+    "duplicate_text": lambda config: config.dedupe_captions,
+}
 
 
 def forecast(origin_url: str, config: CutConfig) -> Forecast:
@@ -92,7 +93,8 @@ def forecast(origin_url: str, config: CutConfig) -> Forecast:
         before.merge(Tally.from_dict(commit.counts))
     judged = sum(after.dropped_texts[reason] for reason in RULES)
     kept = sum(n for (_, verdict), n in after.texts.items() if verdict is Verdict.KEPT)
-    return Forecast(survey.origin.url, before, after, judged + kept)
+    rules = tuple(r for r, given in RULES.items() if given(config) or after.dropped_texts[r])
+    return Forecast(survey.origin.url, before, after, judged + kept, rules)
 
 
 def select(
@@ -118,8 +120,12 @@ def select(
         ConfigError, InputError, CommitError: One line: what, where, what to do.
     """
     output_url = files.absolute(output_url)
-    _check_places(files.absolute(origin_url), output_url)
     origin, config = _settled(origin_url, config)
+    for url in (origin.url, output_url):
+        if url.startswith("memory://"):
+            raise ConfigError(f"{url}: memory of one process, and a cut takes several")
+    origin.check_apart(output_url, "NEW_OUTPUT")
+    check_output(output_url)
     survey = Survey.of(origin, config)
     output = replace(origin.output, images=images and origin.output.images)
     manifest = _manifest(survey, output)
@@ -131,7 +137,7 @@ def select(
         works = _works(plan)
         total = Tally()
         total.merge(plan.tally)
-        has_threshold = manifest.config["selection"]["min_match_prob"] is not None
+        has_threshold = manifest.measures_noise
         with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
             failed = []
             if works:
@@ -153,20 +159,15 @@ def select(
     )
 
 
-def _check_places(origin_url: str, output_url: str) -> None:
-    if output_url == origin_url or output_url.startswith(f"{origin_url}/"):
-        raise ConfigError(f"NEW_OUTPUT {output_url} lies in OUTPUT: give it a folder of its own")
-    check_output(output_url)
-
-
 def _settled(origin_url: str, config: CutConfig) -> tuple[Origin, CutConfig]:
     """Open the origin, and see that it has the scores that the rules need."""
     origin = Origin.open(origin_url)
     scoring: Mapping[str, bool] = origin.manifest.config["scoring"]
     has = [name for name in ("match_prob", "similarity") if scoring[name]]
+    asked = () if config.by is None else (config.by,)
     if config.by is None and has:  # by similarity where there is one, as a run's top_k
         config = replace(config, by="similarity" if scoring["similarity"] else "match_prob")
-    for name in config.scores():
+    for name in dict.fromkeys((*config.scores(), *asked)):
         if not scoring[name]:
             there = f"it has {' and '.join(has)}" if has else "its filter was off"
             raise ConfigError(f"{origin.url} has no {name} of its texts: {there}")
@@ -185,8 +186,9 @@ def _manifest(survey: Survey, output: OutputConfig) -> Manifest:
     old, config = survey.origin.manifest, survey.config
     selection = to_dict(config)
     if not config.judges_scores:  # then the rules that made the verdicts hold on
-        inherited = ("min_match_prob", "min_similarity", "keep_fraction", "top_k")
-        selection |= {name: old.config["selection"].get(name) for name in inherited}
+        off = to_dict(CutConfig())
+        held = {n: rule for n, rule in old.rules().items() if n in off and selection[n] == off[n]}
+        selection |= held
     selection["ranked_by"] = survey.ranked_by
     decisive = {
         "cut_version": CUT_VERSION,

@@ -150,6 +150,8 @@ def test_export_needs_a_folder_of_its_own_and_images(
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds something else"):
         export(exports.origin, str(tmp_path), "blip")
+    with pytest.raises(ConfigError, match="lies in OUTPUT"):
+        export(exports.origin, f"{exports.origin}/export", "blip")
     with pytest.raises(ConfigError, match="none of blip, lavis, open_clip, huggingface"):
         export(exports.origin, str(tmp_path / "a"), "coco")
     with pytest.raises(ConfigError, match="has texts only"):

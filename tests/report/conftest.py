@@ -63,6 +63,36 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "run")
 
 
+SCARCE = {
+    "one": ["captioner=none"],  # and so no synthetic caption
+    "nothing kept": ["selection.min_match_prob=1"],
+    "nothing scored": ["filter=none"],
+    "nothing read": [],
+}
+TEXTS = ["כלב רץ על הדשא", "a long text, " * 300, "w" * 5000]
+
+
+def scarce_run(folder: Path, kind: str) -> str:
+    """A run that has little to report."""
+    count = {"one": 1, "nothing read": 0}.get(kind, len(TEXTS))
+    (folder / "web").mkdir(parents=True)
+    with tarfile.open(folder / "web/00000.tar", "w") as tar:
+        for number, text in enumerate(TEXTS[:count]):
+            for ending, content in (("jpg", picture(number)), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{number}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = resolve(
+        options={
+            "captioner": str(checkpoints.make_captioner(folder / "captioner")),
+            "filter": str(checkpoints.make_filter(folder / "filter")),
+        },
+        overrides=SCARCE[kind],
+    )
+    run(config, Where(input=str(folder / "web"), output=str(folder / "run"), local=True))
+    return str(folder / "run")
+
+
 @pytest.fixture(scope="session")
 def written(hostile_run: str) -> Report:
     return report(hostile_run, price_per_hour=3.6)

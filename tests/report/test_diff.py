@@ -50,8 +50,10 @@ def test_diff_counts_what_two_runs_decided(runs: Runs) -> None:  # noqa: F811
 def test_diff_of_a_run_and_its_cut_shows_scores(runs: Runs, tmp_path: Path) -> None:  # noqa: F811
     select(runs["blip"], str(tmp_path / "cut"), CutConfig(min_match_prob=0.6))
     found = diff(runs["blip"], str(tmp_path / "cut"))
-    assert found.config[0] == "selection.by: None -> match_prob"
-    assert "selection.min_match_prob: 0.5 -> 0.6" in found.config
+    assert found.config == [
+        "selection.by: None -> match_prob",
+        "selection.min_match_prob: 0.5 -> 0.6",
+    ]
     assert {kind for _, kind in found.counts} == {
         "kept by both",
         "kept by neither",
@@ -87,5 +89,7 @@ def test_diff_of_different_inputs_is_an_error(runs: Runs, hostile_run: str, tmp_
     for commit in (tmp_path / "other/commits").iterdir():
         text = commit.read_text().replace('"shard": "0', '"shard": "x')
         commit.rename(commit.with_name("x" + commit.name)).write_text(text)
+    with pytest.raises(ConfigError, match="--samples must be 0 or more"):
+        diff(runs["blip"], runs["blip"], samples=-1)
     with pytest.raises(ConfigError, match="no shard in common"):
         diff(runs["blip"], str(tmp_path / "other"))

@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from capfilt.cut import CutConfig
-from capfilt.errors import InputError
+from capfilt.errors import ConfigError, InputError
 from capfilt.io.commits import list_commits
 from capfilt.report.page import shown
 from capfilt.report.report import Report, report
 from capfilt.report.sheets import thumbnail
 from capfilt.report.speed import speed_of
 from capfilt.select.select import select
+from tests.report.conftest import SCARCE, TEXTS, scarce_run
 
 
 def test_report_is_one_small_file_with_pictures(written: Report) -> None:
@@ -52,6 +56,36 @@ def test_report_without_the_input_shows_what_is_left(hostile_run: str, tmp_path:
     assert "picture not at hand" in text
     assert 5 < found.pictures < 48
     assert "machine hours" not in text
+
+
+@pytest.mark.parametrize("kind", SCARCE)
+def test_report_of_little_says_what_is_not_there(kind: str, tmp_path: Path) -> None:
+    found = report(scarce_run(tmp_path, kind), price_per_hour=1)
+    text = Path(found.url).read_text()
+    assert not re.search(r">\s*(nan|inf|None)\b[ %]*<", text)
+    assert ("no text has a score" in text) == (kind in ("nothing scored", "nothing read"))
+    assert found.pictures == {"one": 2, "nothing read": 0}.get(kind, found.pictures)
+    assert len(text) < 200_000
+    if kind == "one":
+        assert TEXTS[0] in text
+    elif kind != "nothing read":
+        assert "a long text, a long text" in text
+        assert TEXTS[1] not in text
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_report_at_no_price_is_an_error(price: float, hostile_run: str) -> None:
+    with pytest.raises(ConfigError, match="--gpu-hour-price must be 0 or more"):
+        report(hostile_run, price_per_hour=price)
+
+
+def test_report_of_the_same_ledgers_is_the_same_page(written: Report, tmp_path: Path) -> None:
+    """In another process, too, where hashes of texts are others."""
+    target = tmp_path / "page.html"
+    origin = str(Path(written.url).parent)
+    arguments = ["report", origin, "--out", str(target), "--gpu-hour-price", "3.6"]
+    subprocess.run([sys.executable, "-m", "capfilt", *arguments], check=True)
+    assert target.read_bytes() == Path(written.url).read_bytes()
 
 
 def test_report_of_no_run_is_an_error(tmp_path: Path) -> None:

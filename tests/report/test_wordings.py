@@ -32,12 +32,20 @@ def test_counts_are_exact_over_parts() -> None:
     assert found.different() == len(expected) / 5000
     assert found.shared() == sum(n for n in expected.values() if n > 10) / 5000 > 0.1
     best = found.most_frequent(10)
-    assert sorted(best.values(), reverse=True) == [n for _, n in expected.most_common(10)]
+    counts = sorted(best.values(), reverse=True)
+    assert counts[:10] == [n for _, n in expected.most_common(10)]
+    assert set(counts[9:]) == {counts[9]}  # all that come as often as the tenth
     named = find_texts([None, *every], best)
     assert {text: best[key] for key, text in named.items()} == {
         text: expected[text] for text in named.values()
     }
-    assert len(named) == 10
+    assert len(named) == sum(n >= counts[9] for n in expected.values()) >= 10
+
+
+def test_most_frequent_takes_no_draw_among_too_many_that_come_as_often() -> None:
+    twice = [f"text {number}" for number in range(2000)] * 2
+    found = counted([[*twice, "a dog", "a dog", "a dog"]])
+    assert list(found.most_frequent(10).values()) == [3]
 
 
 def test_too_many_texts_are_sampled_fairly(monkeypatch: pytest.MonkeyPatch) -> None:

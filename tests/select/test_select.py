@@ -207,9 +207,42 @@ def test_select_without_the_score_says_what_there_is(runs: Runs) -> None:
         forecast(runs["blip"], CutConfig(min_similarity=0.2))
 
 
-def test_select_into_its_own_origin_is_refused(runs: Runs) -> None:
-    with pytest.raises(ConfigError, match="lies in OUTPUT"):
-        select(runs["blip"], runs["blip"] + "/cut", CutConfig())
+def test_select_over_what_it_reads_is_refused(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(runs["blip"])
+    before = hashes(runs["blip"])
+    for place in (f"{runs['blip']}/cut", runs["blip"], str(tmp_path / "link")):
+        with pytest.raises(ConfigError, match="lies in OUTPUT"):
+            select(runs["blip"], place, CutConfig(min_match_prob=0.6), overwrite=True)
+    select(runs["blip"], str(tmp_path / "cut"), CutConfig(min_match_prob=0.6))
+    for place in (runs["blip"], f"{runs.folder}/web/cut"):
+        origin = str(tmp_path / "cut") if place == runs["blip"] else runs["blip"]
+        with pytest.raises(ConfigError, match="lies in what OUTPUT was made from"):
+            select(origin, place, CutConfig(), overwrite=True)
+    assert hashes(runs["blip"]) == before
+
+
+def test_forecast_counts_each_rule_that_was_asked_for(runs: Runs) -> None:
+    config = CutConfig(min_match_prob=0.0, where="similarity >= 0", drop_repetitive=True, top_k=9)
+    found = forecast(runs["blip2"], config)
+    assert list(found.left_after()) == [
+        "below_min_match_prob",
+        "repetitive_text",
+        "metadata_filtered",
+        "not_in_top_k",
+    ]
+    assert found.left_after()["below_min_match_prob"] == found.candidates
+
+
+def test_rules_that_say_nothing_are_refused(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("# none\n")
+    with pytest.raises(InputError, match="nothing to exclude"):
+        forecast(runs["blip"], CutConfig(exclude=(str(tmp_path / "empty.txt"),)))
+    with pytest.raises(ConfigError, match="--where ''"):
+        forecast(runs["blip"], CutConfig(where=""))
+    with pytest.raises(ConfigError, match="has no similarity"):
+        forecast(runs["blip"], CutConfig(by="similarity"))
+    with pytest.raises(ValueError, match="exclude names a folder"):
+        CutConfig(exclude=("",))
 
 
 def test_images_that_are_nowhere_any_more_are_told(runs: Runs, tmp_path: Path) -> None:
@@ -238,6 +271,22 @@ def test_origin_of_another_ledger_is_an_error(runs: Runs, tmp_path: Path) -> Non
     (tmp_path / "run/data/00000.tar").unlink()
     with pytest.raises(CapfiltError, match="not found, but committed"):
         select(str(tmp_path / "run"), str(tmp_path / "cut"), CutConfig())
+
+
+def test_noise_ratio_of_a_cut_is_told_where_a_threshold_alone_decides(
+    runs: Runs, tmp_path: Path
+) -> None:
+    summary = cut(runs, "blip", tmp_path / "a", CutConfig(min_match_prob=0.5))
+    assert summary.noise_ratio is not None
+    assert summary.noise_ratio == status(runs["blip"]).noise_ratio
+    assert status(str(tmp_path / "a/cut")).noise_ratio == summary.noise_ratio
+    config = CutConfig(min_match_prob=0.5, mix="web-first")  # what is not needed is no noise
+    assert cut(runs, "blip", tmp_path / "b", config).noise_ratio is None
+    assert status(str(tmp_path / "b/cut")).noise_ratio is None
+    again = select(str(tmp_path / "b/cut"), str(tmp_path / "c"), CutConfig(dedupe_captions=True))
+    assert again.noise_ratio is None
+    selection = json.loads((tmp_path / "c/manifest.json").read_text())["config"]["selection"]
+    assert (selection["mix"], selection["dedupe_captions"]) == ("web-first", True)
 
 
 def test_manifest_of_a_cut_tells_the_texts_story(runs: Runs, tmp_path: Path) -> None:
