@@ -9,18 +9,24 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from capfilt.sigterm import Echo
+
 FILE = ".stop"
 _LOOK_EVERY_S = 1.0
 
 
 class Stop:
-    """Takes the first signal as a wish, to be granted after the step; a second ends at once."""
+    """Takes the first signal as a wish, to be granted after the step; a second ends at once.
+
+    The echo of a SIGTERM is no second one (`capfilt.sigterm`).
+    """
 
     def __init__(self, out: Path) -> None:
         self._file = out / FILE
         self._looked_at = 0.0
         self._wanted = False
         self._before: dict[int, Any] = {}
+        self._echo = Echo()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -49,6 +55,8 @@ class Stop:
         self._file.touch()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and self._echo.is_heard():
+            return
         if self._wanted:
             raise KeyboardInterrupt
         self._wanted = True
