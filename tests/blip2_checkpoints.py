@@ -71,6 +71,7 @@ def make_captioner(
         image_token_index=names.convert_tokens_to_ids("<image>"),
     )
     model = Blip2ForConditionalGeneration(config)
+    give_own_head(model.language_model)
     randomise(model, seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -89,6 +90,7 @@ def make_instructed(folder: Path, kind: Kind = "opt", *, seed: int = 0) -> Path:
         image_token_index=names.convert_tokens_to_ids("<image>"),
     )
     model = InstructBlipForConditionalGeneration(config)
+    give_own_head(model.language_model)
     randomise(model, seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -144,6 +146,12 @@ def _query_tokenizer() -> BertTokenizer:
     names = BertTokenizer(vocab={t: i for t, i in names.get_vocab().items() if i < len(names) - 2})
     names.add_special_tokens({"bos_token": "[DEC]"})
     return names
+
+
+def give_own_head(language: Any) -> None:
+    """Untie a T5's output weights from its word embeddings: FlanT5's are not tied."""
+    if language.config.model_type == "t5":
+        language.lm_head.weight = torch.nn.Parameter(torch.empty_like(language.lm_head.weight))
 
 
 def randomise(model: Any, seed: int) -> None:

@@ -201,9 +201,9 @@ def load_language_model(folder: Path, settings: Any, dtype: torch.dtype) -> Any:
         ModelError: A tensor is missing, surplus or misshapen.
     """
     config = settings.text_config
-    decoder_only = settings.use_decoder_only_language_model
     with torch.device("meta"):
-        auto = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM
+        # Of a BART and its like transformers' BLIP-2 would take the decoder alone.
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         kind = type(auto.from_config(config))
     tensors = checkpoint.read_tensors(folder, re.compile(re.escape(_LANGUAGE)))
     model, report = kind.from_pretrained(
@@ -269,7 +269,7 @@ def save_query_match_model(
         processor: `Blip2Processor`, or whatever saves tokenizer and image processor.
     """
     tensors = match_layout(model.config).release(_state(model))
-    _save(tensors, folder, settings, checkpoint.BLIP2_FILTER, processor)
+    _save(tensors, folder, settings.to_dict(), checkpoint.BLIP2_FILTER, processor)
 
 
 def save_captioner(
@@ -286,13 +286,22 @@ def save_captioner(
     tensors |= {f"{_LANGUAGE}{name}": x.detach().cpu() for name, x in state.items()}
     is_instructed = model.config.qformer.reads_text
     name = checkpoint.INSTRUCTED_CAPTIONER if is_instructed else checkpoint.BLIP2_CAPTIONER
-    _save(tensors, folder, settings, name, processor)
+    tree = settings.to_dict()
+    # transformers 5 says "tied" of every T5; earlier ones would tie FlanT5's head for it.
+    tree["text_config"]["tie_word_embeddings"] = has_tied_head(language)
+    _save(tensors, folder, tree, name, processor)
+
+
+def has_tied_head(language: Any) -> bool:
+    """Whether a language model's output weights are its word embeddings."""
+    head = language.get_output_embeddings()
+    return head is not None and head.weight is language.get_input_embeddings().weight
 
 
 def save_qformer(model: QFormer, folder: Path, settings: Any) -> None:
     """Save a Q-Former as `Blip2QFormerModel`, which has neither queries nor embeddings."""
     tensors = qformer_layout(model.config).release(_state(model))
-    _save(tensors, folder, settings, checkpoint.BLIP2_QFORMER, None)
+    _save(tensors, folder, settings.to_dict(), checkpoint.BLIP2_QFORMER, None)
 
 
 def match_layout(config: QueryConfig) -> layout.Layout:
@@ -344,7 +353,11 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(
-    tensors: Mapping[str, Tensor], folder: Path, settings: Any, architecture: str, processor: Any
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    tree: dict[str, Any],
+    architecture: str,
+    processor: Any,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     own = {  # a part of a fused matrix would be taken for a tensor shared with the others
@@ -352,7 +365,7 @@ def _save(
         for name, x in tensors.items()
     }
     save_torch_state_dict(own, folder)
-    text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
+    text = json.dumps({**tree, "architectures": [architecture]}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if processor is not None:
         processor.save_pretrained(folder)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint
-from capfilt.models.blip2_load import load_language_tokenizer
+from capfilt.models.blip2_load import has_tied_head, load_language_tokenizer
 
 IMAGE = "<image>"  # stands for the image in transformers' prompts
 
@@ -28,7 +28,8 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         dtype: Of its weights.
 
     Raises:
-        ModelError: It is none, has no safetensors, or asks for code of its own.
+        ModelError: It is none, has no safetensors, asks for code of its own, or has word embeddings
+            of another width than its states, for which a BLIP-2 has no place.
     """
     tokenizer = load_language_tokenizer(folder)
     try:
@@ -46,6 +47,12 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: cannot be loaded as a language model ({why})") from None
+    width, states = model.get_input_embeddings().weight.shape[1], model.config.hidden_size
+    if width != states:
+        raise ModelError(
+            f"{folder}: its word embeddings are {width} wide but its states {states}, for which "
+            "transformers' BLIP-2 has no place: take a language model of another size"
+        )
     tokenizer.add_tokens([IMAGE], special_tokens=True)
     _make_room(model, len(tokenizer))
     line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
@@ -61,6 +68,7 @@ def _make_room(model: Any, tokens: int) -> None:
     before = model.get_input_embeddings().weight.shape[0]
     if tokens <= before:
         return
+    model.config.tie_word_embeddings = has_tied_head(model)  # else a T5's head would be tied anew
     model.resize_token_embeddings(tokens, mean_resizing=False)
     for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
         matrix.weight[before:] = matrix.weight[:before].mean(0)

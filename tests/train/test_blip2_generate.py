@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -10,7 +11,12 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
-from transformers import Blip2ForConditionalGeneration, Blip2Processor
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+)
 
 from capfilt.config import CaptionConfig
 from capfilt.errors import ConfigError, ModelError
@@ -19,7 +25,7 @@ from capfilt.train.blip2_generate import Blip2Generate
 from capfilt.train.checkpoints import unique_tensors
 from capfilt.train.config import OptimiserConfig
 from capfilt.train.optimiser import Optimiser
-from tests.blip2_checkpoints import TEXTS, Kind
+from tests.blip2_checkpoints import TEXTS, Kind, language_tokenizer, randomise
 from tests.models.conftest import make_images, normalised
 from tests.train.small_language import batch_of, make_generative
 
@@ -65,6 +71,42 @@ def test_loss_follows_the_formula_over_text_alone(kind: Kind, root: Path) -> Non
     loss = model(batch, 7)["lm"].item()
     cuts = make_generative(root, kind).cuts(batch.texts, 7)
     assert loss == pytest.approx(reference(model, batch.images, texts, cuts), abs=1e-5)
+
+
+@torch.no_grad()
+def test_encoder_decoder_whose_decoder_can_stand_alone_is_taken_whole(
+    root: Path, tmp_path: Path
+) -> None:
+    names = language_tokenizer("t5")
+    sizes = {"d_model": 40, "max_position_embeddings": 64, "vocab_size": len(names)}
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_layers": 1, f"{half}_attention_heads": 4, f"{half}_ffn_dim": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 0}
+    bart = BartForConditionalGeneration(BartConfig(**sizes, **tokens, forced_eos_token_id=None))
+    randomise(bart, 0)
+    bart.save_pretrained(tmp_path / "bart")
+    names.save_pretrained(tmp_path / "bart")
+    config = replace(make_generative(root, "t5").config, language=str(tmp_path / "bart"))
+    model = Blip2Generate.load(config, seed=0, dtype=torch.float32).eval()
+    texts = [" ".join(TEXTS[i].split()[: 3 + i]) for i in range(COUNT)]
+    batch = batch_of(model, COUNT)
+    loss = model(batch, 0)["lm"].item()
+    cuts = make_generative(root, "t5").cuts(batch.texts, 0)
+    assert loss == pytest.approx(reference(model, batch.images, texts, cuts), abs=1e-5)
+    model.export_captioner(tmp_path / "out")
+    config = replace(config, start=str(tmp_path / "out"), language="")
+    again = Blip2Generate.load(config, seed=0, dtype=torch.float32).eval()
+    assert again(batch, 0)["lm"].item() == pytest.approx(loss, abs=1e-6)
+    decoding = CaptionConfig(min_length=1, max_length=12)
+    captioner = load_captioner(str(tmp_path / "out"), decoding, seed=0, device="cpu")
+    assert all(caption for (caption,) in captioner.caption(list(make_images(3)), list("abc")))
+
+
+def test_line_breaks_within_a_text_are_blanks(root: Path) -> None:
+    """One ends an OPT's texts: none is learned before the end."""
+    texts = make_generative(root, "opt").texts
+    plain = texts.encode(["a dog on the grass"], max_tokens=20)
+    assert texts.encode(["a dog\non  the\r\ngrass\n"], max_tokens=20) == plain
 
 
 def test_cuts_are_of_every_length_and_leave_something_to_learn(root: Path) -> None:
@@ -118,6 +160,8 @@ def test_captioner_gives_the_same_in_transformers_and_here(
     images = make_images(3)
     for name, tensor in model.language.state_dict().items():
         assert torch.equal(theirs.language_model.state_dict()[name], tensor), name
+    settings = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert settings["tie_word_embeddings"] == (kind == "opt")  # T5's head is its own
     config = CaptionConfig(method="greedy", prompt="a photo of", min_length=1, max_length=12)
     captioner = load_captioner(str(tmp_path), config, seed=0, device="cpu")
     processor = Blip2Processor.from_pretrained(tmp_path)
