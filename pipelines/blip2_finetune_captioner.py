@@ -17,7 +17,7 @@ CONFIG = Blip2Stage2Config(
     data=DataConfig(
         image_size=364, max_tokens=32, augment=AugmentConfig(min_scale=0.5, operations=0)
     ),
-    optimiser=OptimiserConfig(lr=1e-5, weight_decay=0.05, decay_all=False, betas=(0.9, 0.98)),
+    optimiser=OptimiserConfig(lr=1e-5, weight_decay=0.05, decay_all=False, betas=(0.9, 0.999)),
     schedule=ScheduleConfig(decay="cosine", min_lr=0.0, warmup_steps=1000, warmup_lr=1e-8),
     loop=LoopConfig(epochs=5, batch_size=256),
     model=GenerateConfig(image_size=364, prompt="a photo of", split_text=False, train_image=True),

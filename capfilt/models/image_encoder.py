@@ -14,6 +14,7 @@ Shapes: D width, F width of the feed-forward.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from capfilt.models.vit import ViT, VitConfig, resize_positions
 _SCALE = 2.0**20  # K; a power of two, so that scaled weights lose no digit
 _CLIP = ("clip", "clip_vision_model")
 _BLIP2 = ("blip-2", "blip_2_vision_model", "instructblip")
+_NOT_LANGUAGE = re.compile(r"(?!language_model\.)")  # nine tenths of some BLIP-2
 
 
 def load_image_encoder(folder: Path, image_size: int) -> ViT:
@@ -105,7 +107,7 @@ def _config(settings: Any, image_size: int) -> VitConfig:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors; those of a vision model alone get the prefix that they have in it."""
-    tensors = checkpoint.read_tensors(folder)
+    tensors = checkpoint.read_tensors(folder, _NOT_LANGUAGE)
     if any(name.startswith("vision_model.") for name in tensors):
         return tensors
     return {f"vision_model.{name}": tensor for name, tensor in tensors.items()}

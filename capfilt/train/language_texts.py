@@ -41,10 +41,13 @@ class LanguageTexts:
     def encode(self, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
         """The tokens of each text as they follow the prompt, and the end, behind a first token.
 
+        Line breaks become blanks: one is what ends an OPT's text.
+
         Args:
             texts: Without the prompt.
             max_tokens: Of each, first and end included.
         """
+        texts = [" ".join(text.split()) for text in texts]
         if self._prompt:
             texts = [f"{self._prompt} {text}" for text in texts]
         return [
