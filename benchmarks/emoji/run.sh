@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the checkpoint that travels with the demo, puts it where the demo finds it, and measures it
-# on 1,000 pictures of unseen scenes. About two hours on one core.
+# on 1,000 pictures of unseen scenes. About three hours on one core.
 #     benchmarks/emoji/run.sh FOLDER
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
