@@ -12,7 +12,7 @@ and in a store each looks after `SETTLE_S` whether what it has written is still 
 What a lease guards is hours of work, never bytes: every shard is committed whole, whoever does it.
 So where a lease is lost after all (a driver that was frozen for minutes, a file that a person has
 removed) a shard may be made twice, until the one who has lost it notices, within `EVERY_S`, and
-ends.
+ends. It ends as well where its lease ran out and is gone: another may have come and finished.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from capfilt.io.commits import encode
 EVERY_S = 5.0  # between renewals: 17,000 small writes a day
 LASTS_S = 60.0  # without one; longer than a store is waited for
 SETTLE_S = 1.0  # in which others that found the same in a store have written theirs
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a machine sleeps
 JOB = "CAPFILT_JOB"  # environment variable: what the job that runs this process is called
 
 log = logging.getLogger("capfilt")
@@ -87,7 +88,8 @@ class Lease:
     def __init__(self, output: str, command: str) -> None:
         self._output, self._url = output, _place(output)
         self._me = Holder.here(command)
-        self._lost_to: Holder | None = None
+        self._renewed_at = 0.0  # by `_CLOCK`
+        self._lost: str | None = None  # how
         self._closing = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._is_new = False  # the OUTPUT's folder
@@ -97,6 +99,7 @@ class Lease:
         left = None
         while not self._take(left):
             left = await_free(self._output)
+        self._renewed_at = time.clock_gettime(_CLOCK)
         self._renewing.start()
         return self
 
@@ -120,13 +123,12 @@ class Lease:
         """To be called now and then.
 
         Raises:
-            CommitError: Another has taken the lease, believing this process dead.
+            CommitError: Another has taken the lease, believing this process dead, or may have.
         """
-        if self._lost_to is not None:
+        if self._lost is not None:
             raise CommitError(
-                f"{self._output}: another has taken over, {self._lost_to}; this process was still "
-                f"for longer than {LASTS_S:g} s, or its lease was removed. What it has committed "
-                "counts"
+                f"{self._output}: {self._lost}; this process was still for longer than "
+                f"{LASTS_S:g} s, or its lease was removed. What it has committed counts"
             )
 
     def _take(self, left: bytes | None) -> bool:
@@ -142,20 +144,24 @@ class Lease:
         return claim.read(self._url) == mine
 
     def _renew(self) -> None:
-        while not self._closing.wait(EVERY_S):
+        while self._lost is None and not self._closing.wait(EVERY_S):
             try:
-                found = claim.read(self._url)
-                if found is None:  # a person has removed it
-                    claim.create(self._url, encode(self._me))
-                    continue
-                if not self._is_mine(found):
-                    self._lost_to = _holder(found)
-                    return
-                me = replace(self._me, renewed=time.time(), renewals=self._me.renewals + 1)
-                publish.write_bytes(self._url, encode(me))
-                self._me = me
-            except CapfiltError as error:  # the store is away, the disk full: that may pass
+                self._renew_once()
+            except Exception as error:  # noqa: BLE001 - the store is away, the disk full: it may pass
                 log.warning("the lease is not renewed: %s", error)
+
+    def _renew_once(self) -> None:
+        found, now = claim.read(self._url), time.clock_gettime(_CLOCK)
+        if found is None and now - self._renewed_at > LASTS_S:
+            self._lost = "its lease has ended and is gone: another may have been at work since"
+        elif found is None:  # a person has removed it
+            claim.create(self._url, encode(self._me))
+        elif not self._is_mine(found):
+            self._lost = f"another has taken over, {_holder(found)}"
+        else:
+            me = replace(self._me, renewed=time.time(), renewals=self._me.renewals + 1)
+            publish.write_bytes(self._url, encode(me))
+            self._me, self._renewed_at = me, now
 
     def _is_mine(self, content: bytes | None) -> bool:
         return content is not None and _holder(content).token == self._me.token

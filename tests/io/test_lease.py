@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def process(output: Path) -> Iterator[subprocess.Popen[str]]:
+def process(output: Path, lasts_s: float = LASTS_S) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a lease until it is killed."""
     script = (
         "import time\n"
         "from capfilt.io import lease\n"
-        f"lease.EVERY_S, lease.LASTS_S = {EVERY_S}, {LASTS_S}\n"
+        f"lease.EVERY_S, lease.LASTS_S = {EVERY_S}, {lasts_s}\n"
         f"with lease.Lease({str(output)!r}, 'capfilt run') as held:\n"
         "    print('held', flush=True)\n"
         "    while True:\n"
@@ -57,6 +57,13 @@ def process(output: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         started.kill()
         started.communicate()
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_lease_is_held_by_one_and_gone_afterwards(place: str) -> None:  # noqa: F811
@@ -153,13 +160,44 @@ def test_frozen_holder_is_taken_over_and_ends_when_it_wakes(
             assert holder(str(tmp_path)).name == "capfilt select"  # type: ignore[union-attr]
 
 
+def test_frozen_holder_ends_when_it_wakes_after_its_successor_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows an OUTPUT that is no more: the successor may have been of another config."""
+    monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
+    with process(tmp_path, lasts_s=SHORT_S) as other:
+        other.send_signal(signal.SIGSTOP)
+        with Lease(str(tmp_path), "capfilt run"):
+            pass
+        other.send_signal(signal.SIGCONT)
+        _, err = other.communicate(timeout=30)
+        assert "another may have been at work since" in err
+        assert holder(str(tmp_path)) is None
+
+
+def test_lease_outlives_any_error_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a kind that no file system should raise."""
+
+    def fail(url: str) -> bytes | None:
+        failures.append(url)
+        raise ZeroDivisionError
+
+    failures: list[str] = []
+    with Lease(str(tmp_path), "capfilt run") as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(claim, "read", fail)
+            wait_for(lambda: len(failures) >= 2)
+        renewals = holder(str(tmp_path)).renewals  # type: ignore[union-attr]
+        wait_for(lambda: holder(str(tmp_path)).renewals > renewals)  # type: ignore[union-attr]
+        held.check()
+
+
 def test_lease_that_was_removed_is_written_again(tmp_path: Path) -> None:
     with Lease(str(tmp_path), "capfilt run") as held:
         (tmp_path / "lease.json").unlink()
-        until = time.monotonic() + 30
-        while holder(str(tmp_path)) is None:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_for(lambda: holder(str(tmp_path)) is not None)
         held.check()
 
 
