@@ -1,7 +1,8 @@
 """Publishing: a file is built in a temporary place and appears at its own whole, or not at all.
 
 A temporary file is called `.<name>.<host>-<pid>-<random>.tmp`, after the process that writes it, so
-that what a killed process has left can be told from what a living one is writing.
+that what a killed process has left can be told from what a living one is writing. For a store it
+lies in this machine's temporary folder.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 # Processes of another machine cannot be asked; a file that none of them has changed for this long
 # is taken as left behind. Writers change theirs with every batch.
 _LEFT_AFTER_S = 3600.0
+_FOR_A_STORE = ".capfilt-"
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # have no folders
 
 
@@ -70,7 +72,8 @@ class Publication:
         target = local_path(self.url)
         with storage_errors(self.url, CommitError):
             if target is None:
-                descriptor, name = tempfile.mkstemp(prefix="capfilt-", suffix=".tmp")
+                ending = f".{writer()}-{uuid.uuid4().hex[:8]}.tmp"
+                descriptor, name = tempfile.mkstemp(prefix=_FOR_A_STORE, suffix=ending)
                 os.close(descriptor)
                 self._path = Path(name)
             else:
@@ -139,7 +142,7 @@ def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
     """Remove what killed writers have left in an output; what living ones write stays.
 
     Args:
-        output: The output. Only local ones can have left-overs; others are not touched.
+        output: The output. Only local ones can have left-overs; for others: `clean_for_stores`.
         killed: Writers on any machine that are known to be dead (`writer`).
 
     Returns:
@@ -159,6 +162,14 @@ def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:
     return removed
 
 
+def clean_for_stores() -> None:
+    """Remove what killed writers have left on this machine of files that were for a store."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOR_A_STORE}*.tmp"):
+        with suppress(OSError):  # just published, or another user's
+            if _is_left(path, ()):
+                path.unlink()
+
+
 def _is_left(path: Path, killed: Collection[str]) -> bool:
     named = _TEMPORARY.fullmatch(path.name)
     if named is None:
@@ -171,14 +182,21 @@ def _is_left(path: Path, killed: Collection[str]) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Whether this machine has a process of that number that has not ended.
+
+    One that has ended stays until its parent asks for it, and in a container perhaps nobody does.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's, so it lives
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # it has just ended, or this system has no such file
+        return not Path("/proc/self/stat").exists()
+    return state not in ("Z", "X")
 
 
 def _host() -> str:

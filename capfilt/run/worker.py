@@ -107,6 +107,7 @@ class Worker:
         from capfilt.models.load import load_captioner, load_filter
 
         one_thread_per_operation()
+        publish.clean_for_stores()  # what killed workers have left here
         config = task.config
         if config.compute.memory_limit_gb:
             limit_memory(int(config.compute.memory_limit_gb * 1e9))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -106,6 +107,28 @@ def test_publishing_killed_leaves_no_target_and_is_cleaned(tmp_path: Path) -> No
     with publish.publishing(url):  # a living writer's file, beside the dead one's
         assert publish.clean_temporary(str(tmp_path)) == [str(left)]
         assert len(list((tmp_path / "data").glob(".*.tmp"))) == 1
+
+
+def test_publishing_to_a_store_killed_is_cleaned_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import os, signal\n"
+        "from capfilt.io import publish\n"
+        "with publish.publishing('memory://x/0.tar') as publication:\n"
+        "    publication.path.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert left.read_bytes() == b"half"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "notes.tmp").touch()  # somebody else's
+    with publish.publishing("memory://x/0.tar") as publication:
+        publish.clean_for_stores()
+        assert set(tmp_path.iterdir()) == {publication.path, tmp_path / "notes.tmp"}
 
 
 def test_clean_temporary_file_of_another_host_goes_after_an_hour(tmp_path: Path) -> None:
