@@ -39,8 +39,8 @@ def lm_loss(
     states, mask = _rows(language, visual, [[*how.lead, *ids[:-1]] for ids in texts])
     # Texts begin in one column: the last K hold every token whose next one is learned.
     longest = max(map(len, texts))
-    logits = language(inputs_embeds=states, attention_mask=mask, logits_to_keep=longest).logits
-    return _loss(logits, texts)
+    given = {"inputs_embeds": states, "attention_mask": mask, "logits_to_keep": longest}
+    return _loss(language(**given, use_cache=False).logits, texts)
 
 
 def prefix_lm_loss(
@@ -65,8 +65,8 @@ def prefix_lm_loss(
     states, mask = _rows(language, visual, read)
     learned = [ids[cut:] for ids, cut in zip(texts, cuts, strict=True)]
     inputs, _ = _padded([[how.decoder_start, *ids[:-1]] for ids in learned], 0, visual.device)
-    logits = language(inputs_embeds=states, attention_mask=mask, decoder_input_ids=inputs).logits
-    return _loss(logits, learned)
+    given = {"inputs_embeds": states, "attention_mask": mask, "decoder_input_ids": inputs}
+    return _loss(language(**given, use_cache=False).logits, learned)
 
 
 def _rows(language: Any, visual: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,15 @@ def test_encoder_decoder_whose_decoder_can_stand_alone_is_taken_whole(
     assert all(caption for (caption,) in captioner.caption(list(make_images(3)), list("abc")))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_keys_and_values_are_kept_while_training(kind: Kind, root: Path) -> None:
+    """transformers would copy those of every layer for tokens to come."""
+    model, kept = make_generative(root, kind), []
+    model.language.register_forward_hook(lambda *call: kept.append(call[-1].past_key_values))
+    model(batch_of(model, 2), 0)
+    assert kept == [None]
+
+
 def test_line_breaks_within_a_text_are_blanks(root: Path) -> None:
     """One ends an OPT's texts: none is learned before the end."""
     texts = make_generative(root, "opt").texts

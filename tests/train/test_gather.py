@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from capfilt.data.batch import Batch
 from capfilt.train.blip import BlipPretrain, CaptionerConfig, CaptionerFinetune
 from capfilt.train.blip2_generate import Blip2Generate
 from capfilt.train.itm import ItmConfig
+from tests.blip2_checkpoints import Kind
 from tests.train import small_blip2
 from tests.train.small import TOKENS, make_batch, make_model, rows
 from tests.train.small_language import batch_of, make_generative
@@ -57,17 +59,20 @@ def lonely_batch(step: int) -> Batch:
 def cases(folder: str) -> dict[str, Any]:
     """How to make a model, and its batch of a step; a language model lies below the folder."""
 
-    def generating() -> Blip2Generate:
-        return make_generative(Path(folder, "language"), "t5")
+    def generating(kind: Kind) -> Blip2Generate:
+        return make_generative(Path(folder, kind), kind)
 
-    def captions_at(step: int) -> Batch:
-        return batch_of(generating(), 8, seed=step)  # the second rank's texts are longer
+    of_tokens = cache(generating)  # loading takes longer than a step
+
+    def captions_at(kind: Kind, step: int) -> Batch:
+        return batch_of(of_tokens(kind), 8, seed=step)  # the second rank's texts are longer
 
     return {
         "pretraining": (pretraining, batch_at),
         "finetuning": (finetuning, batch_at),
         "representing": (small_blip2.make_model, batch_at),
-        "generating": (generating, captions_at),
+        "generating": (partial(generating, "t5"), partial(captions_at, "t5")),
+        "continuing": (partial(generating, "opt"), partial(captions_at, "opt")),
         "lonely": (lonely, lonely_batch),
     }
 
@@ -115,7 +120,8 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
-    make_generative(made / "language", "t5")  # one rank alone would not be let to save it
+    for kind in ("t5", "opt"):  # one rank alone would not be let to save them
+        make_generative(made / kind, kind)
     return made
 
 
@@ -125,7 +131,9 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", ["pretraining", "finetuning", "representing", "generating"])
+@pytest.mark.parametrize(
+    "case", ["pretraining", "finetuning", "representing", "generating", "continuing"]
+)
 def test_losses_and_gradients_are_those_of_the_joint_batch(
     case: str, folder: Path, ranks: list[dict[str, Any]]
 ) -> None:
