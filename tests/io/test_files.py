@@ -141,6 +141,20 @@ def test_clean_temporary_file_of_another_host_goes_after_an_hour(tmp_path: Path)
     assert publish.clean_temporary(str(tmp_path)) == [str(left)]
 
 
+def test_process_that_has_ended_is_not_alive_though_nobody_asked_for_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print('here', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert publish.is_alive(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not publish.is_alive(process.pid)
+
+
 def test_clean_temporary_finished_files_stay(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("0.tar", "notes.tmp", ".hidden", ".notes.v2.tmp", "data/.notes.v2.tmp"):

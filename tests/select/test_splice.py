@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -71,6 +72,22 @@ def test_splice_writes_what_a_writer_would_with_names_as_long_as_a_header_holds(
     unchanged = annotated("d", "one", "of d")
     write(tmp_path / "expected.tar", *expected, unchanged, images=images)
     assert new.read_bytes() == (tmp_path / "expected.tar").read_bytes()
+
+
+def test_splice_reads_from_a_store_as_from_a_file(tmp_path: Path) -> None:
+    samples = [annotated(key, "one") for key in "abc"]
+    shard = write(tmp_path / "old.tar", *samples)
+    store, path = fsspec.url_to_fs(f"memory://{tmp_path.name}/old.tar")
+    store.pipe_file(path, Path(shard.url).read_bytes())
+    kept = [True, False, True]
+    cut(
+        replace(shard, url=f"memory://{tmp_path.name}/old.tar"),
+        list("abc"),
+        tmp_path / "new.tar",
+        kept=kept,
+    )
+    write(tmp_path / "expected.tar", samples[0], samples[2])
+    assert (tmp_path / "new.tar").read_bytes() == (tmp_path / "expected.tar").read_bytes()
 
 
 def test_splice_of_nothing_is_an_empty_tar(tmp_path: Path) -> None:
