@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capfilt import logs
+from capfilt import logs, sigterm
 from capfilt.cli.app import Json, app, print_result
 from capfilt.cli.options import (
     Address,
@@ -81,7 +80,7 @@ def work(
     from capfilt.show import summary_text
 
     hook = hooks.Webhook(webhook, command=command, output=where.output)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: give shards back
+    sigterm.as_interrupt()  # give shards back
     live = sys.stdout.isatty() and sys.stderr.isatty()
     # Ray prints to stdout when a worker dies.
     with hook.following(), contextlib.redirect_stdout(sys.stderr):

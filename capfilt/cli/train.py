@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from capfilt import sigterm
 from capfilt.cli.app import Json, app, print_result, read_config, speaker
 from capfilt.errors import ConfigError
 
@@ -124,7 +124,7 @@ def _bootstrap(
     if show:
         _show(resolved, as_json=as_json)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, between trainings
+    sigterm.as_interrupt()  # between trainings
     with contextlib.redirect_stdout(sys.stderr):
         results = experiment.run(resolved, _place(out), live=_live())
     if as_json:

@@ -66,7 +66,7 @@ def test_nightly_job_reports_beside_a_failed_shard_and_takes_what_is_new(nightly
 
 
 def test_nightly_job_hands_sigterm_on_and_waits(nightly: Path) -> None:
-    """Airflow, systemd and Slurm end a job so; what follows the run is not begun."""
+    """What follows is not begun. Airflow, Ray and Slurm tell each process, so capfilt twice."""
     out = nightly.parent / "dataset"
     write_shard(nightly.parent / "web", 0, 90)
     (nightly.parent / "bin").mkdir()
@@ -75,13 +75,15 @@ def test_nightly_job_hands_sigterm_on_and_waits(nightly: Path) -> None:
     local.write_text(f"#!{BASH}\nexec {sys.executable} -m capfilt run {words}\n")
     local.chmod(0o755)
     env = {**os.environ, "PATH": f"{local.parent}{os.pathsep}{os.environ['PATH']}"}
-    running = subprocess.Popen([BASH, str(nightly / "run.sh")], env=env, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        [BASH, str(nightly / "run.sh")], env=env, stderr=subprocess.PIPE, start_new_session=True
+    )
     until = time.monotonic() + 120
     while not (out / "data").exists():
         assert time.monotonic() < until
         assert running.poll() is None
         time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
+    os.killpg(running.pid, signal.SIGTERM)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     assert said.endswith(b"interrupted; the same command goes on where it stopped\n")
