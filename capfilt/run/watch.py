@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from capfilt.errors import InputError
 from capfilt.io.commits import read_commit
 from capfilt.io.inputs import Inputs, find_shards
-from capfilt.run.engine import Work
+from capfilt.run.engine import Work, one_line
 from capfilt.run.plan import make_plan
 from capfilt.run.progress import Progress
 from capfilt.run.task import Task
@@ -120,6 +120,9 @@ class Arrivals:
             if self._known:
                 log.warning("INPUT could not be looked at: %s", error)
             self._problem = error
+            return
+        except Exception as error:  # noqa: BLE001 - the thread looks again, whatever a store raises
+            log.warning("INPUT could not be looked at: %s", one_line(error))
             return
         self._unfinished = now.unfinished
         if now.shards:

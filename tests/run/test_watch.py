@@ -11,11 +11,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capfilt.config import RunConfig
 from capfilt.errors import ConfigError, InputError
+from capfilt.io.inputs import Inputs, find_shards
 from capfilt.run import watch
 from capfilt.run.job import Where, run
 from capfilt.run.retry import retry_of
@@ -74,6 +76,23 @@ def test_watch_does_nothing_again(config: RunConfig, web: str, tmp_path: Path) -
     assert run(config, where).shards_done == 4
     summary = run(config, where)
     assert (summary.shards_done, summary.shards_before) == (0, 4)
+
+
+def test_watch_looks_again_whatever_a_look_raises(
+    config: RunConfig, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def fail_once(url: str, **options: Any) -> Inputs:
+        looks.append(url)
+        if len(looks) == 2:  # the first is the run's own
+            raise ZeroDivisionError
+        return find_shards(url, **options)
+
+    monkeypatch.setattr(watch, "find_shards", fail_once)
+    out = tmp_path / "out"
+    run(config, Where(web, str(out), local=True, watch=True, until_idle_s=1.0))
+    assert len(looks) > 2
 
 
 def test_watch_of_what_never_comes_is_an_error(config: RunConfig, tmp_path: Path) -> None:
