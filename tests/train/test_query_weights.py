@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from capfilt.errors import ModelError
 from capfilt.models.med import PackedTexts
 from capfilt.models.qformer import QFormer, QFormerConfig
+from capfilt.models.text_transformer import LanguageHead
 from capfilt.train.initial import from_scratch, load_query_weights
 from tests.blip2_checkpoints import randomise
 
@@ -52,6 +53,18 @@ def test_text_alone_gives_berts_states(bert: BertForMaskedLM, tmp_path: Path) ->
             layer.query_ffn.parameters(), layer.text_ffn.parameters(), strict=True
         ):
             assert torch.equal(ours, theirs)
+
+
+def test_head_of_itg_starts_as_berts(bert: BertForMaskedLM, tmp_path: Path) -> None:
+    model, head = QFormer(CONFIG).eval(), LanguageHead(CONFIG)
+    from_scratch(model, head)
+    load_query_weights(model, str(tmp_path), head)
+    with torch.inference_mode():
+        states = model.read_text(PackedTexts.of([[[1, 2, 3, 4]]], torch.device("cpu")))
+        found = head(states) @ model.words.weight.T + head.bias
+        expected = bert(torch.tensor([[1, 2, 3, 4]])).logits[0, :1]
+    torch.testing.assert_close(found[:, :20], expected, atol=1e-5, rtol=0)
+    assert head.bias[20] == 0  # of [DEC], which BERT does not know
 
 
 def test_bert_of_another_size_is_refused(bert: BertForMaskedLM, tmp_path: Path) -> None:
