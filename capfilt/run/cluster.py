@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.util.metrics
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capfilt import logs
 from capfilt.cluster import Resources, room
-from capfilt.errors import CapfiltError, ConfigError, StalledError
+from capfilt.errors import CapfiltError, ConfigError, ModelError, StalledError
 from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit
 from capfilt.io.partial import Partial
 from capfilt.run.attempt import Attempt, Claim, OvertakenError
-from capfilt.run.engine import Done, GaveUp, Outcome, Work
+from capfilt.run.engine import Done, GaveUp, Outcome, Work, one_line
 from capfilt.run.metrics import DriverExport, WorkerExport
 from capfilt.run.schedule import IN_FLIGHT, Assignment, Schedule
 from capfilt.run.task import Task
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from capfilt.run.worker import Worker
 
 PATIENCE_S = 60.0  # before a person is told that no worker has started
-# Workers in a row that die before their models are loaded; more where some have loaded them, since
+# Workers in a row that end before their models are loaded; more where some have loaded them, since
 # then it is not the models that do not fit but the machines that are taken away.
 MAX_FAILED_STARTS, MAX_TAKEN_AWAY = 3, 30
 LOOK_FOR_NODES_S = 5.0
@@ -286,7 +287,12 @@ class ClusterEngine:
 
     def _get_referee(self) -> Any:
         if self._referee is None:
-            self._referee = ray.remote(Referee).options(num_cpus=0, num_gpus=0).remote()
+            # On the driver's own node: of those that go, it alone takes the run with it.
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            options = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": here}
+            self._referee = ray.remote(Referee).options(**options).remote()
         return self._referee
 
     def _finish(self, slot: _Slot, call: Any) -> Outcome | None:
@@ -298,7 +304,7 @@ class ClusterEngine:
         except RayTaskError as raised:
             error = raised.cause if isinstance(raised.cause, Exception) else raised
             if call is slot.loading:
-                raise error from None
+                return self._not_loaded(slot, error)
             gave_up = self._schedule.failed(slot.number, slot.running.pop(call), error)
             self._count_retry(gave_up)
             if isinstance(error, StalledError):
@@ -340,20 +346,31 @@ class ClusterEngine:
 
     def _replace(self, slot: _Slot, died: RayActorError) -> GaveUp | None:
         """Start another worker in place of a dead one and see to the shards that it held."""
+        if slot.loading is not None:
+            return self._not_loaded(slot, died)
         log.warning("a worker died and is replaced: %s", " ".join(str(died).split())[:200])
-        if slot.loading is not None:
-            self._failed_starts += 1
-            if self._failed_starts == self._most_failed_starts:
-                raise CapfiltError(
-                    f"{self._failed_starts} workers in a row died while loading their models; "
-                    "is there memory enough for them? (the reason is in Ray's logs)"
-                )
         self._exchange(slot)
-        if slot.loading is not None:
-            return None
         gave_up = self._schedule.died(slot.number)
         self._count_retry(gave_up)
         return gave_up
+
+    def _not_loaded(self, slot: _Slot, error: Exception) -> None:
+        """Try again: one GPU may be sick, one node too small or taken away; but not for ever."""
+        if isinstance(error, ConfigError | ModelError):
+            raise error from None
+        log.warning("a worker could not load its models: %s", one_line(error)[:300])
+        self._failed_starts += 1
+        if self._failed_starts < self._most_failed_starts:
+            self._exchange(slot)
+            return
+        told = f"{self._failed_starts} workers in a row died while loading their models"
+        if not any(other.loading is None for other in self._slots.values()):
+            raise CapfiltError(
+                f"{told}; is there memory enough for them? (the reason is in Ray's logs)"
+            )
+        log.warning("%s; the others go on without more of them", told)
+        self._grows = False
+        self._remove(slot)
 
     def _give_up(self, slot: _Slot) -> None:
         """Replace a worker in which a thread hangs; the other shard that it holds has no blame."""
@@ -362,13 +379,16 @@ class ClusterEngine:
         self._schedule.dismiss(slot.number)
 
     def _exchange(self, slot: _Slot) -> None:
+        self._remove(slot)
+        self._start()
+
+    def _remove(self, slot: _Slot) -> None:
         ray.kill(slot.actor)  # it may only be unreachable
         del self._slots[slot.number]
         for each, _ in slot.contests.values():
             self._schedule.too_late(each)
         if slot.writer:
             self._killed.add(slot.writer)
-        self._start()
 
     def _say_if_waiting(self) -> None:
         """Name the reason once when no worker gets a place: others may hold the cluster."""

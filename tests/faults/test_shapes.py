@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from capfilt.config import resolve
+from capfilt.errors import CapfiltError
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity
 from capfilt.run.cluster import ClusterEngine, LoadWorker
@@ -136,6 +137,42 @@ def test_last_shards_do_not_wait_for_a_slow_worker(cluster: Any, web: str, tmp_p
     assert [path for path in (out / "partial").rglob("*") if path.is_file()] == []
     assert len(set(workers_of(out).values())) == 1  # the slow one finished none
     assert seconds < 25, "it waited for the slow worker"
+    cluster.remove_node(node)
+
+
+def test_referee_lives_where_the_driver_does(cluster: Any, tmp_path: Path) -> None:
+    """Ray puts what asks for nothing on any node, and the other one may be taken away."""
+    import ray
+    from ray._private import state
+
+    for _ in range(5):
+        referee = ClusterEngine(make_task(tmp_path), needs(1))._get_referee()
+        assert ray.get(referee.claim.remote(0, "first"))
+        lies = state.actors(referee._actor_id.hex())["Address"]["NodeID"]
+        assert lies == ray.get_runtime_context().get_node_id()
+
+
+def test_worker_that_cannot_load_its_models_does_not_end_those_that_can(
+    cluster: Any, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sick GPU among healthy ones; where there is no healthy one, the run ends."""
+    monkeypatch.setattr("capfilt.run.cluster.MAX_TAKEN_AWAY", 2)
+    node = cluster.add_node(num_cpus=1)
+    healthy = tmp_path / "healthy"
+
+    def load(task: Task, cpus: int) -> Worker:
+        try:
+            os.close(os.open(healthy, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            time.sleep(1.0)  # until the other is there
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered") from None
+        return loads(0.5)(task, cpus)
+
+    works = [Work(shard) for shard in find_shards(web).shards]
+    engine = ClusterEngine(make_task(tmp_path / "out"), needs(2), load, grows=True)
+    assert sum(isinstance(outcome, Done) for outcome in engine.execute(works)) == SHARDS
+    with pytest.raises(CapfiltError, match="3 workers in a row died while loading"):
+        list(ClusterEngine(make_task(tmp_path / "none"), needs(1), load).execute(works))
     cluster.remove_node(node)
 
 
