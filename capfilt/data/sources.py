@@ -45,14 +45,14 @@ def open_datasets(configs: Sequence[DatasetConfig]) -> list[Dataset]:
     """
     if not configs:
         raise ConfigError("data.datasets: is empty; give at least one with a `path`")
-    names: dict[str, int] = {}
-    datasets = []
+    datasets: dict[str, Dataset] = {}
     for config in configs:
         stem = config.path.rstrip("/").rpartition("/")[2].removesuffix(".json") or "data"
-        names[stem] = names.get(stem, 0) + 1
-        name = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
-        datasets.append(open_dataset(name, config))
-    return datasets
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        # Images whose keys are alike would be one.
+        name = next(name for name in itertools.chain([stem], numbered) if name not in datasets)
+        datasets[name] = open_dataset(name, config)
+    return list(datasets.values())
 
 
 def open_dataset(name: str, config: DatasetConfig) -> Dataset:

@@ -93,6 +93,7 @@ def test_a_captions_file_without_captions(tmp_path: Path) -> None:
 
 
 def test_datasets_of_one_name_have_keys_of_their_own(tmp_path: Path) -> None:
-    places = [write_output(str(tmp_path / name / "out"), [many(0, 3)]) for name in ("a", "b")]
+    paths = ("a/out", "b/out", "c/out-2")
+    places = [write_output(str(tmp_path / path), [many(0, 3)]) for path in paths]
     names = [dataset.name for dataset in open_datasets([DatasetConfig(p) for p in places])]
-    assert names == ["out", "out-2"]
+    assert names == ["out", "out-2", "out-2-2"]
