@@ -4,7 +4,8 @@
 # Exit codes are capfilt's: 0 all done, 1 some shards failed, 2 wrong places, config or models.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-while IFS='=' read -r name value; do
+while IFS='=' read -r name value || [[ $name ]]; do
+    value=${value%$'\r'}
     if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
 done < "$here/job.env"
 : "${INPUT:?set it in job.env: the folder of img2dataset shards}"

@@ -4,7 +4,8 @@
 # is not started again. INPUT, OUTPUT and capfilt are to be found on every node, and here.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-while IFS='=' read -r name value; do
+while IFS='=' read -r name value || [[ $name ]]; do
+    value=${value%$'\r'}
     if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
 done < "$here/job.env"
 : "${INPUT:?set it in job.env: the folder of img2dataset shards}"

@@ -6,7 +6,8 @@
 # 130 stopped.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-while IFS='=' read -r name value; do
+while IFS='=' read -r name value || [[ $name ]]; do
+    value=${value%$'\r'}
     if [[ $name =~ ^[A-Z_]+$ && -z ${!name:-} ]]; then export "$name=$value"; fi
 done < "$here/job.env"
 : "${OUT:?set it in job.env: the folder of the training, which every machine sees}"

@@ -265,6 +265,7 @@ def test_raycronjob_says_that_it_is_alpha_and_has_a_schedule(job: Path) -> None:
     text = (job / "raycronjob.yaml").read_text()
     manifest = yaml.safe_load(text)
     assert "RayCronJob is alpha and needs KubeRay 1.6.0 or newer" in text
+    assert "--feature-gates=RayCronJob=true" in text
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCronJob")
     assert set(manifest["spec"]) == {"schedule"}  # jobTemplate is put in by kustomize
     assert croniter.is_valid(manifest["spec"]["schedule"])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import configparser
+import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +55,9 @@ def test_crontab_is_of_five_fields_and_calls_the_script(job: Path) -> None:
     assert croniter.is_valid(schedule)
     following = croniter(schedule, datetime(2026, 1, 1))
     assert following.get_next(datetime) + timedelta(days=1) == following.get_next(datetime)
-    assert command.startswith(f"bash /opt/{job.name}/run.sh >> ")
+    # One night may last into the next: two downloads of one list would write the same shards.
+    once = f"flock -n -o /opt/{job.name}/job.env "
+    assert command.startswith(f"{once}bash /opt/{job.name}/run.sh >> ")
     assert "%" not in command  # cron makes a new line of it
     assert variables["PATH"].startswith("/opt/capfilt/bin:")
 
@@ -72,7 +78,10 @@ def test_systemd_does_not_repeat_what_wants_a_person(job: Path) -> None:
     service.read(job / f"{job.name}.service")
     section = service["Service"]
     assert section["Type"] == "oneshot"
-    assert section["Restart"] == "on-abnormal"  # not on exit codes: 1 and 2 would be for ever
+    assert section["Restart"] == "on-failure"  # a child's death by a signal is an exit code
+    assert section["RestartPreventExitStatus"] == "1 2"  # they would be for ever
+    assert int(service["Unit"]["StartLimitBurst"]) * int(section["RestartSec"]) < 6 * 3600
+    assert service["Unit"]["StartLimitIntervalSec"] == "6h"
     assert section["KillMode"] == "mixed"  # the script hands SIGTERM on, and is waited for
     assert section["ExecStart"] == f"/bin/bash /opt/{job.name}/run.sh"
 
@@ -102,9 +111,9 @@ def test_slurm_head_asks_for_a_ray_node_per_machine_and_an_early_signal(job: Pat
     numbers = ("nodes", "gpus-per-node", "cpus-per-task")
     assert all(int(options[name]) >= 1 for name in numbers)
     assert re.fullmatch(r"(\d+-)?\d\d:\d\d:\d\d", options["time"])
-    signal = re.fullmatch(r"B:TERM@(\d+)", options["signal"])  # to the script alone
-    assert signal
-    assert int(signal[1]) >= 120  # Ray's minute and the script's own
+    early = re.fullmatch(r"B:USR1@(\d+)", options["signal"])  # to the script alone; TERM is scancel
+    assert early
+    assert int(early[1]) >= 120  # Ray's minute and the script's own
     assert (options["open-mode"], options["output"]) == ("append", "%x-%j.log")
 
 
@@ -236,6 +245,44 @@ def test_commands_of_submit_are_what_ray_and_the_command_line_take(job: Path) ->
         assert words[:2] == ["job", "submit"]
         assert parsed["entrypoint"] == ("env", "RAY_CLUSTER=auto", "bash", "run.sh")
         assert parsed["working_dir"] == str(job)
+        runtime = json.loads(parsed["runtime_env_json"])
+        assert int(runtime["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+@pytest.mark.parametrize("told", [signal.SIGUSR1, signal.SIGTERM])
+def test_slurm_job_is_queued_again_when_its_time_is_over_and_not_when_it_is_cancelled(
+    job: Path, told: signal.Signals
+) -> None:
+    bin_, begun, queued = job.parent / "bin", job / "begun", job.parent / "queued"
+    bin_.mkdir()
+    stand_ins = {"srun": "exec sleep 60", "python": "exit 0", "scontrol": f"echo $@ > '{queued}'"}
+    for name, does in stand_ins.items():
+        (bin_ / name).write_text(f"#!{BASH}\n{does}\n")
+        (bin_ / name).chmod(0o755)
+    (job / "run.sh").write_text("trap 'exit 130' TERM\ntouch begun\nwhile :; do sleep 0.05; done\n")
+    slurm = {"SUBMIT_DIR": str(job), "JOB_ID": "17", "JOB_NUM_NODES": "1", "CPUS_PER_TASK": "1"}
+    env = {f"SLURM_{name}": value for name, value in slurm.items()}
+    env["PATH"] = f"{bin_}{os.pathsep}/usr/bin:/bin"
+    running = subprocess.Popen([BASH, str(job / "slurm.sbatch")], env=env)
+    until = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    running.send_signal(told)
+    running.wait(timeout=60)
+    assert queued.exists() == (told is signal.SIGUSR1)
+    assert not queued.exists() or queued.read_text() == "requeue 17\n"
+
+
+def test_last_line_without_an_end_and_lines_of_windows_count(job: Path) -> None:
+    fill(job, **PLACES[job.name], **EVERY)
+    file = job / "job.env"
+    file.write_bytes(file.read_text().rstrip().replace("\n", "\r\n").encode())
+    ray = [call for call in recorded(job, "run.sh") if "--gpus-per-worker" in call]
+    assert ray
+    for call in ray:
+        assert call[call.index("--gpus-per-worker") + 1] == "1"
+        assert call[call.index("--address") + 1] == "head:6379"
 
 
 def test_commands_in_comments_are_what_the_command_line_takes() -> None:
