@@ -304,7 +304,8 @@ class ClusterEngine:
         except RayTaskError as raised:
             error = raised.cause if isinstance(raised.cause, Exception) else raised
             if call is slot.loading:
-                return self._not_loaded(slot, error)
+                self._not_loaded(slot, error)
+                return None
             gave_up = self._schedule.failed(slot.number, slot.running.pop(call), error)
             self._count_retry(gave_up)
             if isinstance(error, StalledError):
@@ -347,7 +348,8 @@ class ClusterEngine:
     def _replace(self, slot: _Slot, died: RayActorError) -> GaveUp | None:
         """Start another worker in place of a dead one and see to the shards that it held."""
         if slot.loading is not None:
-            return self._not_loaded(slot, died)
+            self._not_loaded(slot, died)
+            return None
         log.warning("a worker died and is replaced: %s", " ".join(str(died).split())[:200])
         self._exchange(slot)
         gave_up = self._schedule.died(slot.number)
