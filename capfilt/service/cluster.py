@@ -12,10 +12,11 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from aiohttp import ClientError
 from ray.job_submission import JobSubmissionClient
 
 from capfilt.errors import ConfigError, InputError
@@ -127,11 +128,25 @@ class JobServer:
         return str(self._client.get_job_logs(job.id))
 
     def follow(self, job: Job) -> Iterator[str]:
-        """What it has written and writes, in pieces, until it ends."""
-        pieces = self._client.tail_job_logs(job.id)
-        with asyncio.Runner() as runner:
-            while (piece := runner.run(_next(pieces))) is not None:
+        """What it has written and writes, in pieces, until it ends.
+
+        A connection that a tunnel or a proxy closes before is made anew.
+        """
+        shown, is_over = 0, False
+        while not is_over:
+            is_over = self.job(job.id).is_over  # before the look: then that one sees everything
+            for piece in self._tail(job, shown):
+                shown += len(piece)
                 yield piece
+            time.sleep(_LOOK_EVERY_S)
+
+    def _tail(self, job: Job, skip: int) -> Iterator[str]:
+        """Its log from a character on, until it ends or the connection does."""
+        pieces = self._client.tail_job_logs(job.id)
+        with asyncio.Runner() as runner, suppress(RuntimeError, OSError, ClientError):
+            while (piece := runner.run(_next(pieces))) is not None:
+                yield piece[skip:]
+                skip = max(0, skip - len(piece))
 
     def stop(self, job: Job) -> Job:
         """Ask a job to give its shards back, and wait until it has ended."""
