@@ -264,11 +264,12 @@ def check_places(where: Where) -> None:
     """See that the places are no secrets, and OUTPUT not above INPUT; no store is asked.
 
     Raises:
-        ConfigError: A password would be recorded, or the input written over.
+        ConfigError: A password or a token would be recorded, or the input written over.
     """
     for name in ("input", "output", "human", "human_images"):
         place = urlsplit(getattr(where, name) or "")
-        if place.scheme and place.password is not None:
+        is_token = place.scheme in ("http", "https") and place.username is not None
+        if place.scheme and (place.password is not None or is_token):
             raise ConfigError(
                 f"{name.upper()} {place.scheme}://...@{place.hostname}: its credentials would be "
                 "recorded; give them by the environment, as the store's own tools take them"

@@ -20,6 +20,7 @@ from aiohttp import ClientError
 from ray.job_submission import JobSubmissionClient
 
 from capfilt.errors import ConfigError, InputError
+from capfilt.io.files import absolute
 from capfilt.service.job import Job, name_of
 
 HERE = "http://127.0.0.1:8265"
@@ -87,7 +88,7 @@ class JobServer:
         """
         jobs = self.jobs()
         for job in reversed(jobs):
-            if name in (job.id, job.name, job.output):
+            if name in (job.id, job.name) or absolute(name) == job.output:
                 return job
         known = ", ".join(job.id for job in jobs[-3:]) or "none"
         raise InputError(f"{name}: no such job here; the latest: {known} (`capfilt jobs` has all)")

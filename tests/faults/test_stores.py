@@ -138,7 +138,8 @@ def test_run_from_memory_and_to_memory_gives_the_same_bytes(
 def test_url_with_a_password_is_refused_before_it_is_recorded(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    for name, url in (("input", "http://me:hush@127.0.0.1:1/web"), ("human", "s3://k:hush@b/x")):
+    urls = ("http://me:hush@127.0.0.1:1/web", "https://hush@127.0.0.1:1/web", "s3://k:hush@b/x")
+    for name, url in zip(("input", "output", "human"), urls, strict=True):
         where = replace(Where(undisturbed.web, str(tmp_path / "out"), local=True), **{name: url})
         with pytest.raises(ConfigError, match="credentials") as raised:
             run(undisturbed.config, where)

@@ -1,4 +1,4 @@
-"""A job's log as it is followed, over connections that do not last."""
+"""Jobs by name, and a log as it is followed over connections that do not last."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from capfilt.service import cluster
 from capfilt.service.cluster import JobServer
+from capfilt.service.job import name_of
 
 
 class Client:
@@ -37,6 +38,12 @@ class Client:
                 metadata={"capfilt": "1", "input": "/web", "output": "/out"},
             )
         ]
+
+
+@pytest.mark.parametrize("name", ["out-1", "/out", "/out/", name_of("/out")])
+def test_job_is_found_by_what_a_person_calls_it(name: str) -> None:
+    client: Any = Client(0, None)
+    assert JobServer(client).job(name).id == "out-1"
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("WebSocket connection closed"), OSError()])
