@@ -223,15 +223,27 @@ def test_cluster_unreachable_address_is_one_line(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def stop_at_a_shard(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Stop a run in the middle of a shard, which a busy machine lets nobody see in passing."""
+    while True:
+        wait_for(lambda: half_written(out))
+        process.send_signal(signal.SIGSTOP)
+        if half_written(out):
+            return
+        assert process.poll() is None
+        process.send_signal(signal.SIGCONT)
+
+
 def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     process = command(big_web, tmp_path, captioner, filter_, "--local")
     wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
-    wait_for(lambda: half_written(tmp_path))
+    stop_at_a_shard(process, tmp_path)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, err.decode()
     assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
     assert "Traceback" not in err.decode()
     assert list(tmp_path.rglob("*.tmp")) == []
