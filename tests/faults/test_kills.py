@@ -182,7 +182,6 @@ def kill_during_a_run(
     return done
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_kills_of_workers_nodes_and_driver_change_nothing(
     undisturbed: Undisturbed, nodes: Nodes, tmp_path: Path
