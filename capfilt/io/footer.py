@@ -135,4 +135,6 @@ class _Compact:
 
     def _bytes(self, count: int) -> bytes:
         self._at += count
+        if self._at > len(self._data):  # a slice would not mind, and a list of them never end
+            raise IndexError("it ends too soon")
         return self._data[self._at - count : self._at]
