@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from braceexpand import braceexpand
 
@@ -29,6 +30,7 @@ from capfilt.shard import Form, InputShard, root_of, shard_id
 
 __all__ = ["Inputs", "find_shards", "human_shards", "read_samples"]
 
+_LOOKS = 50 * REQUESTS  # shards that are looked at together
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -66,7 +68,9 @@ def find_shards(
     unfinished = []
     found = {name: shard for name, shard in _with_ids(place, url).items() if name not in known}
     with ThreadPoolExecutor(REQUESTS) as pool:
-        for shard, finished in pool.map(_input_shard, found, found.values()):
+        for shard, finished in chain.from_iterable(
+            pool.map(_input_shard, *zip(*some, strict=True)) for some in _spans(found.items())
+        ):
             if with_stats and shard.expected is None:
                 finished = False
             if allow_unfinished or (finished and (committed is None or shard.id in committed)):
@@ -202,6 +206,13 @@ def _search_listing(folder: Folder) -> tuple[list[Found], list[Folder]]:
         else:
             others.append(listing)
     return found, others
+
+
+def _spans(items: Iterable[tuple[str, Found]]) -> Iterator[list[tuple[str, Found]]]:
+    """Some at a time: a pool holds a kilobyte for each call that it is asked for."""
+    rest = iter(items)
+    while some := list(islice(rest, _LOOKS)):
+        yield some
 
 
 def _input_shard(name: str, found: Found) -> tuple[InputShard, bool]:

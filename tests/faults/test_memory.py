@@ -148,7 +148,7 @@ def test_driver_of_100_000_shards_stays_small_and_resumes_soon(
     grown, seconds = driven(captioning, tmp_path, 100_000)
     log.info("grown by %.1f MB, resumed in %.1f s of a core", max(grown) / 1e6, seconds)
     assert max(grown[:-1]) - grown[0] < 3_000_000  # from the first hundred shards to the last
-    assert max(grown) < 300_000_000  # what there is to do is listed: 2 kB a shard
+    assert max(grown) < 120_000_000  # what there is to do is listed: 0.7 kB a shard
     assert seconds < 40
 
 
