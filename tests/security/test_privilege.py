@@ -1,4 +1,4 @@
-"""No network call that nobody asked for."""
+"""No network call that nobody asked for, and no port of the dashboard's beyond loopback."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def in_a_counting_network(script: str) -> str:
     """What a shell script prints there, and how many packets left: `sent 0`."""
     if shutil.which("ip") is None or shutil.which("unshare") is None:
         pytest.skip("needs ip and unshare")
-    trial = subprocess.run(["unshare", "-n", "sh", "-c", _NETWORK % ""], capture_output=True)
+    trial = subprocess.run(["unshare", "-nm", "sh", "-c", _NETWORK % ""], capture_output=True)
     if trial.returncode:
         pytest.skip("a network of its own is not permitted here")
     done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", _NETWORK % script],
+        ["unshare", "-nm", "sh", "-c", _NETWORK % script],
         capture_output=True,
         text=True,
         timeout=500,
@@ -73,3 +73,25 @@ def test_run_in_one_process_sends_nothing(
     assert json.loads((tmp_path / "result.json").read_text())["shards"]["failed"] == []
     assert hashes(tmp_path / "out") == undisturbed.hashes
     assert shown == "sent 0\n"
+
+
+def test_run_on_ray_asks_for_its_cloud_at_most_and_keeps_its_dashboard_on_loopback(
+    undisturbed: Undisturbed,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Ray's dashboard asks the metadata service which cloud it is in, whatever one sets."""
+    ports, names = tmp_path / "ports", tmp_path / "hosts"
+    known = Path("/etc/hosts").read_text()
+    names.write_text(f"{known}\n127.0.0.1 metadata.google.internal\n")
+    arguments = shlex.join(command(undisturbed, tmp_path / "out", "--workers", "1"))
+    shown = in_a_counting_network(
+        f"ip route add blackhole 169.254.169.254\n"
+        f"mount --bind {names} /etc/hosts\n"
+        f"{arguments} >{tmp_path}/result.json & run=$!\n"
+        f"while kill -0 $run 2>/dev/null; do ss -Hltn >>{ports}; sleep 0.5; done; wait $run"
+    )
+    assert json.loads((tmp_path / "result.json").read_text())["shards"]["failed"] == []
+    assert hashes(tmp_path / "out") == undisturbed.hashes
+    assert shown == "sent 0\n"
+    listening = {line.split()[3] for line in ports.read_text().splitlines()}
+    assert {place for place in listening if place.endswith(":8265")} == {"127.0.0.1:8265"}
