@@ -64,6 +64,8 @@ def command(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
+        # A suite that a shell has put into the background hands down that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
