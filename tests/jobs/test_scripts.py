@@ -32,7 +32,7 @@ def nightly(tmp_path: Path, captioner: str, filter_: str) -> Path:  # noqa: F811
     for index in range(2):
         write_shard(tmp_path / "web", index, 12)
     (tmp_path / "web" / "00002.tar").write_bytes(b"no tar")
-    (tmp_path / "web" / "00002_stats.json").write_text("{}")
+    (tmp_path / "web" / "00002_stats.json").write_text('{"successes": 12}')
     config = yaml.safe_load((job / "config.yaml").read_text())
     config |= {"captioner": captioner, "filter": filter_}
     (job / "config.yaml").write_text(yaml.safe_dump(config))
