@@ -1,14 +1,17 @@
 """A small file that one of several writers gets to write.
 
 On a local file system, a shared one included, that is decided by it: a link is never made over
-another file, and one of several renames of a file succeeds. A store decides by a conditional PUT
-where it has that, as S3; else two may succeed, the later one's content staying. So a writer to a
-store looks again a while afterwards.
+another file, and a file is replaced under its lock. A store decides by a conditional PUT where it
+has that, as S3. Where there are no locks, or no such PUT, two may succeed, the later one's content
+staying. So a writer looks again a while afterwards, unless it has made a link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import os
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -51,14 +54,14 @@ def replace(url: str, old: bytes, new: bytes) -> bool:
     Raises:
         InputError, CommitError: The file cannot be read or written.
     """
-    if read(url) != old:
-        return False
     path = local_path(url)
     if path is None:
+        if read(url) != old:
+            return False
         remove(url)
         return create(url, new)
     with storage_errors(url, CommitError):
-        return _take_away(path, old) and _create_local(path, new)
+        return _replace_local(path, old, new)
 
 
 def read(url: str) -> bytes | None:
@@ -104,15 +107,15 @@ def _create_in_place(path: Path, data: bytes) -> bool:
     return True
 
 
-def _take_away(path: Path, old: bytes) -> bool:
-    aside = temporary_beside(path)
+def _replace_local(path: Path, old: bytes, new: bytes) -> bool:
+    """The file is there all the while: who finds none thinks it free."""
     try:
-        path.rename(aside)
-        found = aside.read_bytes()
-    except FileNotFoundError:  # another was first
+        with path.open("rb+") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: the later one stays
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if file.read() != old or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return False
+            write_bytes(str(path), new)
+    except FileNotFoundError:
         return False
-    finally:
-        aside.unlink(missing_ok=True)
-    if found != old:  # another was first and has written its own since it was read
-        _create_local(path, found)
-    return found == old
+    return True

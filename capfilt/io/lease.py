@@ -6,8 +6,9 @@ changes, its holder lives, and the newcomer is refused with the holder's name; w
 newcomer's own steady clock: the times in it are for people. A process that is known to have ended,
 because it was of this machine, is not waited for.
 
-Of several that come at once one is let in: a local file system decides which (`capfilt.io.claim`),
-and in a store each looks after `SETTLE_S` whether what it has written is still there.
+Of several that come at once one is let in: the file system or the store decides which
+(`capfilt.io.claim`). Where neither may have, each looks after `SETTLE_S` whether what it has
+written is still there.
 
 What a lease guards is hours of work, never bytes: every shard is committed whole, whoever does it.
 So where a lease is lost after all (a driver that was frozen for minutes, a file that a person has
@@ -138,7 +139,7 @@ class Lease:
             taken = claim.create(self._url, mine)
         else:
             taken = claim.replace(self._url, left, mine)
-        if not taken or files.local_path(self._url) is not None:
+        if not taken or (left is None and files.local_path(self._url) is not None):
             return taken
         time.sleep(SETTLE_S)
         return claim.read(self._url) == mine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from capfilt.errors import CommitError
-from capfilt.io import claim, files
+from capfilt.io import claim, files, publish
 from tests.io.conftest import place, s3, s3_server  # noqa: F401 - fixtures
 
 AT_ONCE = 8
@@ -64,23 +65,38 @@ def _replace(url: str, old: bytes, number: int) -> bool:
     return claim.replace(url, old, b"then by %d" % number)
 
 
-def test_file_of_another_that_was_taken_away_by_mistake_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was written between the look and the taking away."""
+def test_file_that_another_replaces_meanwhile_stays_the_others(tmp_path: Path) -> None:
+    """It is looked at under the lock, whoever has had that until then."""
     file = tmp_path / "a"
     file.write_bytes(b"dead")
-    look = claim.read
-
-    def read_then_overtaken(url: str) -> bytes | None:
-        found = look(url)
-        file.write_bytes(b"living")
-        return found
-
-    monkeypatch.setattr(claim, "read", read_then_overtaken)
-    assert not claim.replace(str(file), b"dead", b"mine")
+    with file.open("rb+") as locked, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        late = pool.submit(claim.replace, str(file), b"dead", b"mine")
+        with pytest.raises(TimeoutError):
+            late.result(timeout=0.2)
+        publish.write_bytes(str(file), b"living")
+        fcntl.flock(locked, fcntl.LOCK_UN)
+        assert not late.result(timeout=30)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert file.read_bytes() == b"living"
+
+
+def test_file_is_there_while_many_replace_it(tmp_path: Path) -> None:
+    """Who found none would create one, and two would have written."""
+    url = str(tmp_path / "a")
+    claim.create(url, b"0")
+    seen: list[bytes | None] = []
+
+    def attempt(number: int) -> None:
+        for turn in range(100):
+            found = claim.read(url)
+            seen.append(found)
+            claim.replace(url, found or b"", b"%d of %d" % (turn, number))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(attempt, range(AT_ONCE)))
+    assert len(seen) == 100 * AT_ONCE
+    assert None not in seen
 
 
 def test_file_system_without_links_decides_too(
