@@ -16,15 +16,18 @@ from capfilt.models.load import blip_settings, load_caption_model, load_match_mo
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.qformer import QFormer
 from capfilt.models.text_transformer import LanguageHead
-from capfilt.models.vit import ViT, resize_positions
+from capfilt.models.vit import ViT, resize_positions, sine_positions
 from capfilt.train.itc import COLDEST, WARMEST
 from capfilt.train.towers import DropConfig, RecomputeConfig, resized, trained
 
 _STD = 0.02
 
 
+@torch.no_grad()
 def from_scratch(*models: nn.Module) -> None:
     """Draw all weights as BERT and timm's ViT do: N(0, 0.02), cut at two units in the ViT.
+
+    Its positions, which BLIP takes from ImageNet's ViT, start as sines and cosines.
 
     Source: `_init_weights` of BLIP's code (`models/med.py`, `models/vit.py`).
     """
@@ -39,6 +42,8 @@ def from_scratch(*models: nn.Module) -> None:
                 for parameter in module.parameters():
                     if parameter.dim() > 1:
                         nn.init.trunc_normal_(parameter, std=_STD, a=-2, b=2)
+                grid = module.config.image_size // module.config.patch_size
+                nn.init.zeros_(module.positions).add_(sine_positions(grid, module.config.width))
 
 
 def load_image_weights(vit: ViT, folder: str) -> None:
