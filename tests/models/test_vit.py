@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
 
 from capfilt.models.load import blip_settings, load_caption_model
-from capfilt.models.vit import ViT, resize_positions
+from capfilt.models.vit import ViT, resize_positions, sine_positions
 from tests.models.conftest import make_images, normalised
 
 
@@ -65,3 +66,19 @@ def test_resize_positions_to_more_patches_is_transformers_interpolation(
 def test_resize_positions_to_same_patches_changes_nothing() -> None:
     positions = torch.randn(1, 17, 8)
     assert torch.equal(resize_positions(positions, 4), positions)
+
+
+def test_sine_positions_are_the_formula_s_across_and_down() -> None:
+    positions = sine_positions(3, 10)
+    assert positions.shape == (1, 10, 10)
+    assert not positions[0, 0].any()
+    for row in range(3):
+        for column in range(3):
+            waves = [
+                wave(place * frequency)
+                for place in (column, row)
+                for wave in (math.sin, math.cos)
+                for frequency in (1.0, 1e-4)
+            ]
+            expected = torch.tensor([*waves, 0.0, 0.0])
+            torch.testing.assert_close(positions[0, 1 + 3 * row + column], expected)
