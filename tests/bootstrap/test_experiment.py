@@ -81,9 +81,10 @@ def test_unfiltered_run_has_the_captions_that_were_filtered(done: Done) -> None:
     assert captions("unfiltered") == captions("1")
     assert captions("2") != captions("1")
     unfiltered = [r for r in ledger(runs / "unfiltered") if r["source"] == "synthetic"]
-    said = [r for r in unfiltered if r["text"]]  # weights from chance may end a caption at once
-    assert len(said) > 90
-    assert {r["verdict"] for r in said} == {"kept"}
+    # No filter drops a text without words, which weights from chance come to now and then.
+    worded = [r for r in unfiltered if r["reason"] != "empty_text"]
+    assert len(worded) > 90
+    assert {r["verdict"] for r in worded} == {"kept"}
 
 
 def test_second_round_begins_with_the_model_of_both(done: Done) -> None:
