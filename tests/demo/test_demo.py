@@ -1,12 +1,15 @@
+import io
 import json
+import shutil
 import urllib.request
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from capfilt.cli import app
 from capfilt.demo.dataset import write_images
-from capfilt.demo.demo import CAPTIONER, CHECKPOINT, demo, greedy_captions_true
+from capfilt.demo.demo import CAPTIONER, CHECKPOINT, Demonstration, demo, greedy_captions_true
 from capfilt.demo.serve import serve
 from capfilt.demo.world import EVALUATION, draw_pictures
 from capfilt.errors import ConfigError
@@ -25,15 +28,23 @@ def test_serve_gives_the_files_of_a_folder(tmp_path: Path) -> None:
     assert url.startswith("http://127.0.0.1:")
 
 
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Demonstration, str]:
+    """A demo's folder, what came of it, and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("shown") / "demo", io.StringIO()
+    with redirect_stdout(printed):
+        result = demo(folder, PICTURES)
+    return folder, result, printed.getvalue()
+
+
 def test_demo_shows_every_part_and_again_does_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shown: tuple[Path, Demonstration, str],
 ) -> None:
-    result = demo(tmp_path / "demo", PICTURES)
-    printed = capsys.readouterr().out
+    folder, result, printed = shown
     assert f"fetched {PICTURES}" in printed
     assert "all as committed" in printed
     assert "web: one word wrong" in printed
-    assert (tmp_path / "demo/dataset/report.html").is_file()
+    assert (folder / "dataset/report.html").is_file()
     assert result.run.tally.read == PICTURES == result.found.images
     assert result.run.shards_failed == ()
     for verdict in (Verdict.KEPT, Verdict.DROPPED):
@@ -41,19 +52,19 @@ def test_demo_shows_every_part_and_again_does_nothing(
     assert result.found.itm_auc > 0.92  # 0.97 over 1,000 pictures
     assert 0.01 < result.found.noise_ratio < 0.3  # 0.07
     assert result.found.filter_precision > result.found.captions_written_true
-    again = demo(tmp_path / "demo", PICTURES)
+    again = demo(folder, PICTURES, quiet=True)
     assert (again.run.shards_done, again.run.shards_before) == (0, result.run.shards_done)
     assert again.found == result.found
     with pytest.raises(ConfigError, match="other arguments"):
-        demo(tmp_path / "demo", PICTURES + 1)
+        demo(folder, PICTURES + 1)
 
 
 def test_demo_of_which_the_download_was_cut_short_starts_it_anew_and_prints_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shown: tuple[Path, Demonstration, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = demo(tmp_path / "demo", PICTURES, quiet=True)
+    folder, first, _ = shown
+    shutil.copytree(folder, tmp_path / "demo")
     (tmp_path / "demo" / "web" / "00003_stats.json").unlink()
-    capsys.readouterr()
     app(
         ["demo", str(tmp_path / "demo"), "--pictures", str(PICTURES), "--json"],
         standalone_mode=False,
