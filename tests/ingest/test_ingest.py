@@ -27,6 +27,19 @@ from tests.web_server import FAULTS, IMAGES, WebServer, encoded, picture
 pytest.importorskip("img2dataset")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """img2dataset's processes do without torch, which they would import for seconds, for nothing.
+
+    Those of the test that kills one import it.
+    """
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
 @dataclass
 class Download:
     """One real download of every image and every fault, for many tests to look at."""
