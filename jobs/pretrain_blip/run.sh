@@ -19,6 +19,7 @@ attempt() {
     if [[ $stopped ]]; then exit 130; fi
     "$@" &
     child=$!
+    if [[ $stopped ]]; then kill -TERM "$child" 2> /dev/null || true; fi  # it came just before
     wait "$child" || code=$?
     if [[ $stopped ]]; then
         wait "$child" || true

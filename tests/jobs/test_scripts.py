@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,10 +151,17 @@ def test_training_config_once_filled_in_is_its_stages(job: str, tmp_path: Path) 
 @pytest.mark.timeout(2000)
 def test_slurm_script_starts_ray_behind_a_token_and_runs_the_job(nightly: Path) -> None:
     """On this machine as an allocation of one node; `srun` starts what it is given at once."""
-    bin_ = nightly.parent / "bin"
+    bin_, log, out = nightly.parent / "bin", nightly.parent / "log", nightly.parent / "dataset"
+    begun, go = nightly.parent / "begun", nightly.parent / "go"
     bin_.mkdir()
-    (bin_ / "srun").write_text(f'#!{BASH}\nSLURM_NODEID=0 exec "${{@:2}}"\n')
-    (bin_ / "srun").chmod(0o755)
+    waiting = f"touch {begun}; until [[ -e {go} ]]; do sleep 0.1; done"
+    stand_ins = {
+        "srun": 'SLURM_NODEID=0 exec "${@:2}"',
+        "capfilt": f'{waiting}; exec {sys.executable} -m capfilt "$@"',  # Ray ends with the job
+    }
+    for name, does in stand_ins.items():
+        (bin_ / name).write_text(f"#!{BASH}\n{does}\n")
+        (bin_ / name).chmod(0o755)
     write_shard(nightly.parent / "web", 2, 12)
     slurm = {
         "SLURM_SUBMIT_DIR": str(nightly),
@@ -161,22 +171,35 @@ def test_slurm_script_starts_ray_behind_a_token_and_runs_the_job(nightly: Path) 
     }
     env = {**os.environ, **slurm, "PATH": f"{bin_}{os.pathsep}{CAPFILT}"}
     command = [BASH, str(nightly / "slurm.sbatch")]
-    running = subprocess.Popen(command, env=env, text=True, stderr=subprocess.PIPE)
-    until = time.monotonic() + 600
-    while running.poll() is None and not (nightly.parent / "dataset/lease.json").exists():
+    port = 20000 + os.getpid() % 10000
+    with log.open("w") as file:  # no pipe: Ray ends after the script, and would keep it open
+        running = subprocess.Popen(
+            command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for(lambda: running.poll() is not None or begun.exists(), 600)
+        stranger = "import ray; ray.init(address=__import__('sys').argv[1], logging_level='ERROR')"
+        refused = subprocess.run(
+            [sys.executable, "-c", stranger, f"127.0.0.1:{port}"],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert refused.returncode != 0
+        assert "uthentication" in refused.stderr
+        go.touch()
+        assert running.wait(timeout=900) == 0, log.read_text()
+        assert sorted(commits(out)) == ["00000", "00001", "00002"]
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0, 60)  # Ray is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+def wait_for(happened: Callable[[], bool], most_s: float) -> None:
+    until = time.monotonic() + most_s
+    while not happened():
         assert time.monotonic() < until
         time.sleep(0.2)
-    stranger = "import ray; ray.init(address=__import__('sys').argv[1], logging_level='ERROR')"
-    refused = subprocess.run(
-        [sys.executable, "-c", stranger, f"127.0.0.1:{20000 + os.getpid() % 10000}"],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert refused.returncode != 0
-    assert "uthentication" in refused.stderr
-    _, said = running.communicate(timeout=900)
-    assert running.returncode == 0, said
-    assert sorted(commits(nightly.parent / "dataset")) == ["00000", "00001", "00002"]

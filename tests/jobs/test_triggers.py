@@ -274,6 +274,28 @@ def test_slurm_job_is_queued_again_when_its_time_is_over_and_not_when_it_is_canc
     assert not queued.exists() or queued.read_text() == "requeue 17\n"
 
 
+@pytest.mark.parametrize(("script", "line"), [("run.sh", "child=$!"), ("slurm.sbatch", "job=$!")])
+def test_sigterm_that_comes_before_the_command_is_known_reaches_it(
+    job: Path, script: str, line: str
+) -> None:
+    """Between its start and the line that keeps its number: bash tells itself so at that line."""
+    bin_ = job.parent / "bin"
+    bin_.mkdir()
+    for name, does in {"capfilt": "sleep 60", "srun": "sleep 60", "python": "true"}.items():
+        (bin_ / name).write_text(f"#!/bin/sh\nexec {does}\n")
+        (bin_ / name).chmod(0o755)
+    if script == "slurm.sbatch":
+        (job / "run.sh").write_text("exec sleep 60\n")
+    now = f"[[ $BASH_COMMAND == '{line}' ]] && kill -TERM $$"
+    (job.parent / "environment").write_text(f'set -T\ntrap "{now}" DEBUG\n'.replace("$", "\\$"))
+    fill(job, **PLACES[job.name])
+    slurm = {"SUBMIT_DIR": str(job), "JOB_ID": "17", "JOB_NUM_NODES": "1", "CPUS_PER_TASK": "1"}
+    env = {f"SLURM_{name}": value for name, value in slurm.items()}
+    env |= {"PATH": f"{bin_}:/usr/bin:/bin", "BASH_ENV": f"{job.parent}/environment"}
+    done = subprocess.run([BASH, str(job / script)], env=env, timeout=30, check=False)
+    assert done.returncode in (130, 128 + signal.SIGTERM)
+
+
 def test_last_line_without_an_end_and_lines_of_windows_count(job: Path) -> None:
     fill(job, **PLACES[job.name], **EVERY)
     file = job / "job.env"
