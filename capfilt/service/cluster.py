@@ -7,26 +7,37 @@ listens on loopback, or in a private network, and is reached through a tunnel or
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from aiohttp import ClientError
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from capfilt.errors import ConfigError, InputError
+from capfilt.errors import CapfiltError, ConfigError, InputError
 from capfilt.io.files import absolute
 from capfilt.service.job import Job, name_of
 
 HERE = "http://127.0.0.1:8265"
 _ENVIRONMENT = "RAY_API_SERVER_ADDRESS"  # Ray's own; it goes before any argument
 _STOP_WITHIN_S = 60  # after SIGTERM; Ray's 3 s are too few to give shards and the lease back
+_PATIENCE_S = 60.0  # with a server that has a hiccup, and with a job that Ray should have killed
+_ANSWER_WITHIN_S = 60.0  # one that does not has a hiccup
 _LOOK_EVERY_S = 0.5
+_HICCUP = re.compile("status code 5")  # else what was asked is wrong, and stays so
+
+Answer = TypeVar("Answer")
+
+log = logging.getLogger("capfilt")
 
 
 class JobServer:
@@ -53,13 +64,18 @@ class JobServer:
             port = place.port or (443 if place.scheme == "https" else 80)
             socket.create_connection((place.hostname, port), timeout=10).close()
             with _environment(_ENVIRONMENT, address):
-                return cls(JobSubmissionClient(address))
-        except (ConfigError, OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"--address {address}: no Ray job server there ({reason})") from None
+                return cls(_Client(address))
+        except (ConfigError, OSError, RuntimeError, ValueError, AuthenticationError) as error:
+            raise ConfigError(
+                f"--address {address}: no Ray job server there ({_one_line(error)})"
+            ) from None
 
     def jobs(self) -> list[Job]:
-        """All, in the order in which they were submitted."""
+        """All, in the order in which they were submitted.
+
+        Raises:
+            CapfiltError: The server does not answer any more.
+        """
         found = [
             Job(
                 id=str(details.submission_id),
@@ -70,7 +86,7 @@ class JobServer:
                 ended=_seconds(details.end_time),
                 message=" ".join((details.message or "").split()),
             )
-            for details in self._client.list_jobs()
+            for details in self._ask(self._client.list_jobs)
             if details.metadata and details.metadata.get("capfilt")
         ]
         return sorted(found, key=lambda job: (job.began or float("inf"), job.number))
@@ -120,13 +136,12 @@ class JobServer:
                 },
                 metadata={"capfilt": "1", **facts},
             )
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"the job server did not take {job_id}: {reason}") from None
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"the job server did not take {job_id}: {_one_line(error)}") from None
 
     def logs(self, job: Job) -> str:
         """What it has written until now."""
-        return str(self._client.get_job_logs(job.id))
+        return str(self._ask(lambda: self._client.get_job_logs(job.id)))
 
     def follow(self, job: Job) -> Iterator[str]:
         """What it has written and writes, in pieces, until it ends.
@@ -150,11 +165,56 @@ class JobServer:
                 skip = max(0, skip - len(piece))
 
     def stop(self, job: Job) -> Job:
-        """Ask a job to give its shards back, and wait until it has ended."""
-        self._client.stop_job(job.id)
+        """Ask a job to give its shards back, and wait until it has ended.
+
+        Raises:
+            CapfiltError: It has not, though its time was over: says what it is doing.
+        """
+        asked_s = time.monotonic()
+        self._ask(lambda: self._client.stop_job(job.id))
+        log.info("%s is asked to stop; it has %d s to give its shards back", job.id, _STOP_WITHIN_S)
         while not (now := self.job(job.id)).is_over:
+            waited_s = time.monotonic() - asked_s
+            if waited_s > _STOP_WITHIN_S + _PATIENCE_S:
+                raise CapfiltError(_still_there(now, waited_s))
             time.sleep(_LOOK_EVERY_S)
         return now
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """What the server answers; where it has a hiccup, it is asked again for a while."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return question()
+            except (OSError, RuntimeError) as error:  # those of `requests` are of the first kind
+                is_hiccup = isinstance(error, OSError) or _HICCUP.search(str(error))
+                if not is_hiccup or time.monotonic() > until:
+                    raise CapfiltError(f"the job server fails: {_one_line(error)}") from error
+            time.sleep(_LOOK_EVERY_S)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's waits for an answer for ever."""
+
+    def _do_request(self, *request: Any, **options: Any) -> Any:
+        return super()._do_request(*request, **{"timeout": _ANSWER_WITHIN_S, **options})
+
+
+def _still_there(job: Job, waited_s: float) -> str:
+    if job.status == "PENDING":
+        doing = "it waits for a place on the head, `ray status` says for what"
+    else:
+        doing = (
+            f"`capfilt logs {job.id}` shows what it does, `ray status` whether its node is there"
+        )
+    return (
+        f"{job.id} is {job.status.lower()} still, {waited_s:.0f} s after it was asked to stop: "
+        f"{doing}; the same command asks it again"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 async def _next(pieces: object) -> str | None:
