@@ -49,7 +49,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
 
 def wait_for(page: Callable[[], str], is_there: Callable[[str], bool]) -> str:
     """The first page that has what is waited for."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + 300
     while time.monotonic() < until:
         try:
             found = page()
@@ -103,7 +103,8 @@ def test_metrics_of_a_run_are_at_the_nodes_port(
         wanted = {metric.exported for metric in metrics.OF_WORKERS} - {
             metrics.FAILED_IMAGES.exported
         }
-        return sum(counted) == tally.read and names >= {*wanted, metrics.SHARDS.exported}
+        told = sum(values(page, metrics.SHARDS, "run", "outcome").values())
+        return sum(counted) == tally.read and names >= wanted and told == 5  # two of them retried
 
     page = wait_for(node, is_told)
     of_worker = ("run", "worker")
@@ -174,15 +175,17 @@ def test_page_lists_every_metric_with_its_kind_and_tags() -> None:
 
 def test_meter_counts_seconds_by_stage_and_the_models_share() -> None:
     meter = Meter(lanes=2)
+    began = time.monotonic()
     with meter.stage("caption"):
         time.sleep(0.05)
+    most = time.monotonic() - began
     meter.add("score", 1.0)
     meter.add("read", 5.0)
     meter.queue("a", 2)
     meter.queue("b", 1)
     meter.forget("a")
     found = meter.read()
-    assert found.seconds["caption"] == pytest.approx(0.05, rel=0.5)
+    assert 0.05 <= found.seconds["caption"] <= most
     assert found.busy_s == pytest.approx((found.seconds["caption"] + 1.0) / 2)
     assert found.batches_waiting == 1
     assert list(meter.each("read", iter([1, 2]))) == [1, 2]

@@ -177,18 +177,21 @@ def test_worker_reads_and_writes_while_its_models_work(tmp_path: Path) -> None:
     """With nothing hidden, reading and writing would come on top of the models' time."""
     write_tar(tmp_path / "web" / "0.tar", noise_jpeg(300), 512)
     [shard] = find_shards(str(tmp_path / "web")).shards
-    idle = make_worker(tmp_path, Flow())
-    idle.process(shard)
-    started = time.monotonic()
-    idle.process(shard, redo=True)
-    around = time.monotonic() - started  # everything but the models
-    worker = make_worker(tmp_path, Flow(seconds=2 * around / 32))
-    took = []
-    for _ in range(3):  # the best of three: a busy machine proves nothing
+
+    def took(seconds: float) -> float:
+        worker = make_worker(tmp_path, Flow(seconds))
         started = time.monotonic()
         worker.process(shard, redo=True)
-        took.append(time.monotonic() - started)
-    assert min(took) < 2.6 * around, f"{min(took):.2f} s, models {2 * around:.2f} s"
+        return time.monotonic() - started
+
+    took(0.0)
+    shares = []
+    for _ in range(5):  # the best of them: a machine that is busy for a while proves nothing
+        around = took(0.0)  # everything but the models
+        shares.append(took(2 * around / 32) / around)
+        if shares[-1] < 2.6:
+            break
+    assert min(shares) < 2.6, shares  # 2 where all is hidden, 3 where nothing is
 
 
 def test_ahead_keeps_order_and_bounds_how_far_it_runs() -> None:
