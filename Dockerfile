@@ -11,7 +11,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf 
 WORKDIR /opt/capfilt
 COPY . .
 ARG TORCH_WHEELS=
-ARG EXTRAS=ingest,train,s3
+ARG EXTRAS=dedupe,ingest,plot,s3,train
 # hadolint ignore=DL3013
 RUN if [ -n "$TORCH_WHEELS" ]; then \
       pip install --no-cache-dir torch==2.13.0 --find-links "$TORCH_WHEELS"; \

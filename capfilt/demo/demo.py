@@ -33,8 +33,10 @@ from capfilt.demo.world import EVALUATION, Picture, draw_pictures
 from capfilt.errors import ConfigError
 from capfilt.evaluate.captions import write_captions
 from capfilt.evaluate.pictures import Pictures
-from capfilt.ingest import Ingested, ingest
+from capfilt.ingest.ingest import check_installed, ingest
+from capfilt.ingest.stats import Ingested
 from capfilt.models.load import load_captioner
+from capfilt.report.charts import load_matplotlib
 from capfilt.report.report import report
 from capfilt.run.job import Summary, Where, run
 from capfilt.run.verify import verify
@@ -92,11 +94,14 @@ def demo(
         quiet: Print nothing.
 
     Raises:
-        ConfigError: Too few pictures, or the folder is another demo's or somebody else's.
+        ConfigError: Too few pictures, the folder is another demo's or somebody else's, or
+            img2dataset or matplotlib is not installed.
         CapfiltError: A part of the run failed.
     """
     if pictures < 20:
         raise ConfigError(f"demo: pictures must be at least 20, is {pictures}")
+    check_installed()
+    load_matplotlib()
     began = time.monotonic()
     folder = Path(folder)
     _claim(folder, {"pictures": pictures, "seed": seed})

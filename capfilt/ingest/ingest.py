@@ -139,6 +139,15 @@ def _check(image_format: str, *numbers: int | None) -> None:
         least = {"samples_per_shard": 2, "retries": 0}.get(name, 1)
         if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}, is {value}")
+    check_installed()
+
+
+def check_installed() -> None:
+    """See that there is what downloads.
+
+    Raises:
+        ConfigError: img2dataset is not installed.
+    """
     if importlib.util.find_spec("img2dataset") is None:
         raise ConfigError("ingest needs img2dataset: pip install 'capfilt[ingest]'")
 

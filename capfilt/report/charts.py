@@ -45,7 +45,7 @@ class Chart:
         """
         self._name = name
         self._title = title
-        self._matplotlib = _matplotlib()
+        self._matplotlib = load_matplotlib()
         with self._matplotlib.rc_context(_style(name)):
             from matplotlib.figure import Figure
 
@@ -106,7 +106,12 @@ def edges(low: float, high: float, bins: int) -> npt.NDArray[np.float64]:
     return np.linspace(low, high, bins + 1)
 
 
-def _matplotlib() -> Any:
+def load_matplotlib() -> Any:
+    """What draws the charts.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:

@@ -12,6 +12,7 @@ from capfilt.errors import ConfigError
 from capfilt.io import files, publish
 from capfilt.record import Source, Verdict
 from capfilt.report import page
+from capfilt.report.charts import load_matplotlib
 from capfilt.report.figures import Figures, figures_of, frequent_phrases, texts_of
 from capfilt.report.page import Ranking, Rows, percent
 from capfilt.report.sheets import make_sheets
@@ -65,13 +66,14 @@ def report(
         raise ConfigError(f"--samples must be 0 or more, is {samples}")
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise ConfigError(f"--gpu-hour-price must be 0 or more, is {price_per_hour:g}")
+    load_matplotlib()  # before anything is counted
     origin = Origin.open(output_url)
     by, threshold = _rule(origin.manifest)
     figures = figures_of(origin, by)
     speed = speed_of(origin.commits)
     sheets = make_sheets(origin, by, threshold, count=samples) if samples else []
     charts = [page.histogram(figures, name, threshold) for name in figures.scores]
-    if figures.scores:
+    if by in figures.scores:
         charts.append(page.curve(figures, threshold))
     tally = figures.tally
     html = page.render(
@@ -188,7 +190,7 @@ def _noise(figures: Figures, *, is_noise: bool) -> Rows:
 
 def _sampled(figures: Figures) -> str:
     least = min((wordings.share for wordings in figures.wordings.values()), default=1.0)
-    return f" The last two columns are of one text in {1 / least:,.0f}." if least < 1 else ""
+    return f" They are of one text in {1 / least:,.0f}." if least < 1 else ""
 
 
 def _frequent(origin: Origin, figures: Figures) -> list[Ranking]:
@@ -201,7 +203,7 @@ def _frequent(origin: Origin, figures: Figures) -> list[Ranking]:
         rows = rows[:FREQUENT]
         shown: Rows = [(text, f"{count:,}") for text, count in rows]
         found.append(
-            Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "texts", shown)
+            Ranking(f"frequent-{source}", f"Most frequent {title}", "text", "images", shown)
         )
     if Source.SYNTHETIC in figures.wordings:
         found += [_phrases(figures, n) for n in PHRASES]
