@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Takes what is new: ingest, run, report. With names of steps, those alone: run.sh run report
 # Run it again at any time: what is done stays, what is missing is made.
-# Exit codes are capfilt's: 0 all done, 1 some shards failed, 2 wrong places, config or models.
+# Exit codes are capfilt's: 0 all done, 1 some shards failed, 2 wrong places, config or models. A report
+# that cannot be made is said, and counts only where it is the one step: the dataset is whole without.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 while IFS='=' read -r name value || [[ $name ]]; do
@@ -49,15 +50,20 @@ run() {
 }
 
 report() {
-    attempt capfilt report "$OUTPUT" || true
+    local before=$worst
+    if ! attempt capfilt report "$OUTPUT"; then
+        echo "run.sh: no report was made; the dataset is as the steps before have left it" >&2
+        if (( $1 > 1 )); then worst=$before; fi
+    fi
 }
 
 if (( $# == 0 )); then set -- ingest run report; fi
+steps=$#
 for step in "$@"; do
     case $step in
         ingest) ingest ;;
         run) run ;;
-        report) report ;;
+        report) report "$steps" ;;
         *) echo "run.sh: $step is no step: ingest, run, report" >&2; exit 2 ;;
     esac
 done

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from capfilt import catalog
 from tests.commands import parse
 from tests.jobs.conftest import BASH, ROOT, STEPS, fill
 from tests.jobs.test_kuberay import ray_command
@@ -318,6 +319,36 @@ def test_commands_in_comments_are_what_the_command_line_takes() -> None:
     for words in found:
         assert parse(words) == "copy"
         assert (ROOT / words[1]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "failing", "code"),
+    [
+        (["run.sh"], "report 2", 0),
+        (["run.sh"], "run 1 report 2", 1),
+        (["run.sh", "report"], "report 2", 2),
+        (["submit.sh"], "report 2", 0),
+        (["submit.sh"], "logs 1 report 2", 1),
+    ],
+)
+def test_report_that_cannot_be_made_is_said_and_does_not_fail_the_night(
+    words: list[str], failing: str, code: int, tmp_path: Path
+) -> None:
+    """Which KubeRay would take for a reason to start its GPUs again."""
+    job = catalog.copy("jobs/nightly_capfilt", tmp_path)
+    fill(job, RAY_JOBS="http://head:8265", **PLACES[job.name])
+    (tmp_path / "bin").mkdir()
+    fails = "".join(
+        f'if [ "$1" = {command} ]; then exit {exit_code}; fi\n'
+        for command, exit_code in zip(failing.split()[::2], failing.split()[1::2], strict=True)
+    )
+    (tmp_path / "bin" / "capfilt").write_text(f"#!/bin/sh\n{fails}")
+    (tmp_path / "bin" / "capfilt").chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+    command = [BASH, str(job / words[0]), *words[1:]]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "no report was made" in done.stderr
 
 
 REQUIRED = {
