@@ -23,8 +23,8 @@ SOURCES = tuple(Source)
 REASONS: tuple[Reason | None, ...] = (None, *Reason)
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 
-# What some selection decided, and another may decide otherwise. All other reasons are facts.
-DECISIONS = frozenset(
+# What a rule on scores and texts decided, and another may decide otherwise.
+ON_TEXTS = frozenset(
     {
         Reason.BELOW_MIN_MATCH_PROB,
         Reason.NOT_IN_TOP_K,
@@ -33,12 +33,18 @@ DECISIONS = frozenset(
         Reason.NOT_IN_MIX,
         Reason.REPETITIVE_TEXT,
         Reason.DUPLICATE_TEXT,
+    }
+)
+# What a rule on images decided: it holds in every cut of a cut.
+ON_IMAGES = frozenset(
+    {
         Reason.METADATA_FILTERED,
         Reason.DUPLICATE_IMAGE,
         Reason.NEAR_DUPLICATE_IMAGE,
         Reason.EVALUATION_IMAGE,
     }
 )
+DECISIONS = ON_TEXTS | ON_IMAGES  # all other reasons are facts
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
 
@@ -81,6 +87,11 @@ class CutConfig:
         if self.top_k is not None:
             check(self.top_k >= 1, f"top_k must be at least 1, is {self.top_k}")
         check(all(self.exclude), "exclude names a folder or a list of hashes, is empty")
+
+    @property
+    def judges_images(self) -> bool:
+        """Whether a rule on images is given."""
+        return self.where is not None or bool(self.exclude) or self.dedupe_images is not None
 
     @property
     def judges_scores(self) -> bool:
@@ -147,16 +158,30 @@ class Rows:
         code = np.uint8(CODES[reason])
         return replace(self, reason=np.where(rows & self.open, code, self.reason))
 
-    def anew(self) -> Rows:
-        """Without what was decided: facts stay."""
-        decided = np.isin(self.reason, [CODES[reason] for reason in DECISIONS]) & ~self.failed
-        return replace(self, reason=np.where(decided, np.uint8(0), self.reason))
+    def anew(self, *, of_kept: bool) -> Rows:
+        """Without what was decided on texts, but for images that a rule on images has dropped.
+
+        Args:
+            of_kept: Only of images that keep a text: of the others nobody knows whether the rules
+                on images would let them pass.
+        """
+        out = np.zeros(self.images, dtype=bool)
+        out[self.image[_is_one_of(self.reason, ON_IMAGES)]] = True
+        if of_kept:
+            out |= ~self.with_kept()
+        again = _is_one_of(self.reason, ON_TEXTS) & ~self.failed & ~out[self.image]
+        return replace(self, reason=np.where(again, np.uint8(0), self.reason))
 
     def with_kept(self) -> Mask:
         """Per image: whether it keeps a text."""
         kept = np.zeros(self.images, dtype=bool)
         kept[self.image[self.open]] = True
         return kept
+
+
+def _is_one_of(reason: Codes, reasons: frozenset[Reason]) -> Mask:
+    found: Mask = np.isin(reason, [CODES[one] for one in reasons])
+    return found
 
 
 def check_scores(rows: Rows, config: CutConfig) -> None:

@@ -132,7 +132,17 @@ def test_anew_forgets_decisions_and_keeps_facts() -> None:
     texts = rows((0, WEB, 0.5), (0, SYNTHETIC, 0.6), problems=(0,))
     dropped = apply_thresholds(texts, CutConfig(min_match_prob=0.9))
     assert reasons(dropped) == [Reason.EMPTY_TEXT, Reason.BELOW_MIN_MATCH_PROB]
-    assert reasons(dropped.anew()) == [Reason.EMPTY_TEXT, None]
+    assert reasons(dropped.anew(of_kept=False)) == [Reason.EMPTY_TEXT, None]
+
+
+def test_anew_keeps_what_was_decided_on_images() -> None:
+    below, held = Reason.BELOW_MIN_MATCH_PROB, Reason.EVALUATION_IMAGE
+    texts = rows((0, WEB, 0.1), (0, SYNTHETIC, 0.6), (1, WEB, 0.1), (2, WEB, 0.1), (2, WEB, 0.6))
+    dropped = apply_thresholds(texts, CutConfig(min_match_prob=0.5))
+    dropped = dropped.drop(dropped.image == 0, held)
+    assert reasons(dropped) == [below, held, below, below, None]
+    assert reasons(dropped.anew(of_kept=False)) == [below, held, None, None, None]
+    assert reasons(dropped.anew(of_kept=True)) == [below, held, below, None, None]
 
 
 @pytest.mark.parametrize(

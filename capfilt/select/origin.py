@@ -29,6 +29,7 @@ from capfilt.select.rows import read_rows
 from capfilt.shard import Form, InputShard
 
 CUT_OF = "cut_of"  # in a manifest's `decisive`: the fingerprint of what a cut was made from
+RULES_ON_IMAGES = ("where", "exclude", "dedupe_images")  # of a manifest's selection
 _FORMS = {"tar": Form.TAR, "parquet": Form.PARQUET}
 
 
@@ -71,6 +72,12 @@ class Origin:
         if "ranked_by" in selection:
             return cast(ScoreName | None, selection["ranked_by"])
         return "similarity" if selection["top_k"] is not None else None  # a run's
+
+    @property
+    def judged_images(self) -> bool:
+        """Whether it is a cut by a rule on images, which looked at those that still had a text."""
+        rules = self.manifest.rules()
+        return CUT_OF in self.manifest.decisive and not rules.keys().isdisjoint(RULES_ON_IMAGES)
 
     @cached_property
     def parent(self) -> Origin | None:

@@ -181,15 +181,26 @@ def _works(plan: Plan) -> list[Work]:
     return sorted(works, key=lambda work: work.shard.id)
 
 
+def _rules(old: Mapping[str, Any], config: CutConfig) -> dict[str, Any]:
+    """What made the verdicts of a cut: its own rules, and those of its origin that hold on."""
+    rules, off = to_dict(config), to_dict(CutConfig())
+    if not config.judges_scores:
+        rules |= {n: rule for n, rule in old.items() if n in off and rules[n] == off[n]}
+    filters = dict.fromkeys(rule for rule in (old.get("where"), config.where) if rule)
+    if len(filters) > 1:
+        rules["where"] = " and ".join(f"({rule})" for rule in filters)
+    else:
+        rules["where"] = next(iter(filters), None)
+    rules["exclude"] = list(dict.fromkeys((*old.get("exclude", ()), *config.exclude)))
+    dedupe = {old.get("dedupe_images"), config.dedupe_images}
+    rules["dedupe_images"] = next((how for how in ("perceptual", "exact") if how in dedupe), None)
+    return rules
+
+
 def _manifest(survey: Survey, output: OutputConfig) -> Manifest:
     """As a run's: how the texts came about stays, the selection is the cut's."""
     old, config = survey.origin.manifest, survey.config
-    selection = to_dict(config)
-    if not config.judges_scores:  # then the rules that made the verdicts hold on
-        off = to_dict(CutConfig())
-        held = {n: rule for n, rule in old.rules().items() if n in off and selection[n] == off[n]}
-        selection |= held
-    selection["ranked_by"] = survey.ranked_by
+    selection = _rules(old.rules(), config) | {"ranked_by": survey.ranked_by}
     decisive = {
         "cut_version": CUT_VERSION,
         CUT_OF: old.fingerprint,

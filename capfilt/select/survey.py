@@ -86,7 +86,7 @@ class Survey:
             InputError, ConfigError: A ledger or an image cannot be read, a score is missing.
         """
         survey = cls(origin, config)
-        if config.where is not None or config.exclude or config.dedupe_images:
+        if config.judges_images:
             survey = cls(origin, config, Facts(images=judge_images(origin, config, survey.begin)))
         if config.keep_fraction is not None:
             facts = Facts(survey.facts.images, survey._find_cutoff(config.keep_fraction))
@@ -124,7 +124,7 @@ class Survey:
         config = self.config
         rows = self.origin.rows(shard_id)
         if config.judges_scores:
-            rows = rows.anew()
+            rows = rows.anew(of_kept=self.origin.judged_images)
         try:
             check_scores(rows, config)
         except ValueError as error:
