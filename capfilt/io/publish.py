@@ -51,6 +51,7 @@ class Publication:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.sha256: str | None = None  # of the file, from a writer that has computed it
         self._published: Published | None = None
         self._path: Path | None = None
 
@@ -96,7 +97,7 @@ class Publication:
         try:
             with storage_errors(self.url, CommitError):
                 if error is None:
-                    self._published = _publish(path, self.url)
+                    self._published = _publish(path, self.url, self.sha256)
                 elif isinstance(error, OSError):  # of writing: reading raises InputError
                     raise error
         finally:
@@ -203,9 +204,9 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "_", socket.gethostname())
 
 
-def _publish(path: Path, url: str) -> Published:
+def _publish(path: Path, url: str, sha256: str | None) -> Published:
     with path.open("rb+") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     published = Published(url, path.stat().st_size, sha256)
     fs, target = resolve(url)

@@ -88,7 +88,7 @@ class Cutter:
             [numbers] = np.nonzero(present)
             changed = _changed(before, rows, rerank=self.survey.ranked_by != origin.ranked_by)
             try:
-                splice(
+                data.sha256 = splice(
                     shard,
                     [keys[number] for number in numbers],
                     kept[numbers],

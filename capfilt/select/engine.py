@@ -16,7 +16,7 @@ from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
 MAX_ATTEMPTS = 3  # per shard, as of a run
-_OF_ARROW = "pyarrow.pandas_compat"  # what Arrow loads late, where there is pandas: 0.3 s
+_OF_ARROW = "pandas"  # which Arrow loads late, where it is there: 0.3 s
 _cutter: Cutter  # of this process, set by `_hold`
 
 
