@@ -53,6 +53,8 @@ def summary_text(summary: Summary) -> RenderableType:
         shards += f", {len(summary.shards_failed):,} failed"
     if summary.left_by_limit:
         shards += f", {summary.left_by_limit:,} left by --limit"
+    if summary.missing:
+        shards += f", {len(summary.missing):,} failed ones not in INPUT"
     facts = {"shards": shards}
     if summary.images:
         facts["this call"] = (
@@ -60,6 +62,7 @@ def summary_text(summary: Summary) -> RenderableType:
             f"{summary.images / summary.seconds:,.1f} images/s"
         )
     failed = [f"failed shard {f.shard.id}: {f.error}" for f in summary.shards_failed]
+    failed += [f"failed shard {name}: not in INPUT, or unfinished" for name in summary.missing]
     return _page(summary.output, facts, summary.tally, summary.noise_ratio, failed)
 
 

@@ -74,7 +74,7 @@ def retry_failed(
 def work(
     command: str, config: RunConfig, where: Where, *, webhook: str | None, as_json: bool
 ) -> None:
-    """Run, show progress, say what came of it; exit with 1 where a shard failed."""
+    """Run, show progress, say what came of it; exit with 1 where a shard failed or is missing."""
     from capfilt.run import webhook as hooks
     from capfilt.run.job import run as run_job
     from capfilt.show import summary_text
@@ -88,8 +88,8 @@ def work(
     logs.log.debug("the %s has ended", command, extra=logs.about(**summary.to_dict()))
     hook.finished(summary)
     print_result(summary.to_dict() if as_json else summary_text(summary))
-    if summary.shards_failed:
-        raise typer.Exit(1)
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
 
 
 @app.command()

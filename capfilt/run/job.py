@@ -27,6 +27,7 @@ from capfilt.io.commits import (
 from capfilt.io.inputs import Inputs, find_shards, human_shards
 from capfilt.io.lease import Lease
 from capfilt.io.likeness import EvaluationSet
+from capfilt.io.outputs import FAILURES
 from capfilt.io.publish import clean_temporary
 from capfilt.logs import about
 from capfilt.record import ModelIdentity
@@ -96,6 +97,12 @@ class Summary:
     seconds: float  # of this call, models' loading included
     tally: Tally = field(default_factory=Tally)
     noise_ratio: float | None = None  # only where a threshold on match_prob decides
+    missing: tuple[str, ...] = ()  # to be done again, and not in INPUT or unfinished there
+
+    @property
+    def exit_code(self) -> int:
+        """1 where something wants a person."""
+        return 1 if self.shards_failed or self.missing else 0
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -110,6 +117,7 @@ class Summary:
                 ],
                 "unfinished": list(self.unfinished),
                 "left_by_limit": self.left_by_limit,
+                "missing": list(self.missing),
             },
             "images": self.images,
             "seconds": round(self.seconds, 3),
@@ -153,7 +161,11 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
 
         connect(where.address)
     manifest = Manifest.of(
-        task, input_url=where.input, human=where.human, human_images=where.human_images
+        task,
+        input_url=where.input,
+        human=where.human,
+        human_images=where.human_images,
+        allow_unfinished=where.allow_unfinished,
     )
     settle_manifest(manifest, where.output, plan, overwrite=where.overwrite)
     clean_temporary(where.output)
@@ -161,9 +173,9 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
     works = [Work(shard) for shard in plan.todo]
     works += [Work(shard, redo=True) for shard in (*plan.stale, *plan.damaged)]
     works.sort(key=lambda work: work.shard.id)
+    missing: tuple[str, ...] = ()
     if where.only_failed:
-        failed_before = list_failures(where.output)
-        works = [work for work in works if work.shard.id in failed_before]
+        works, missing = _failed_alone(works, inputs, where.output)
     left = 0
     if where.limit is not None and len(works) > where.limit:
         left = len(works) - where.limit
@@ -197,7 +209,27 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
         seconds=progress.seconds,
         tally=total,
         noise_ratio=total.noise_ratio if has_threshold else None,
+        missing=missing,
     )
+
+
+def _failed_alone(
+    works: Iterable[Work], inputs: Inputs, output_url: str
+) -> tuple[list[Work], tuple[str, ...]]:
+    """The works on shards that were given up, and the ids of such that INPUT does not have."""
+    failed = list_failures(output_url)
+    wanted = [work for work in works if work.shard.id in failed]
+    there = {shard.id for shard in inputs.shards}
+    missing = tuple(shard_id for shard_id in failed if shard_id not in there)
+    for shard_id in failed.keys() - {work.shard.id for work in wanted} - set(missing):
+        remove_failure(output_url, shard_id)  # it was done since, by a run that died just then
+    if missing:
+        log.warning(
+            "given up once, and not in INPUT now or unfinished there: %s; their records stay in %s",
+            _some(missing),
+            files.join(output_url, FAILURES),
+        )
+    return wanted, missing
 
 
 def task_of(config: RunConfig, output_url: str) -> Task:

@@ -37,6 +37,7 @@ class Manifest:
     config: dict[str, Any]
     models: dict[str, dict[str, str]]
     versions: dict[str, str]
+    allow_unfinished: bool = False  # whether the last call took shards without `_stats.json`
 
     @property
     def measures_noise(self) -> bool:
@@ -53,7 +54,13 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, task: Task, *, input_url: str, human: str | None, human_images: str | None
+        cls,
+        task: Task,
+        *,
+        input_url: str,
+        human: str | None,
+        human_images: str | None,
+        allow_unfinished: bool,
     ) -> Manifest:
         return cls(
             input=input_url,
@@ -72,6 +79,7 @@ class Manifest:
             },
             # Of the code that runs, which may have come with a job and not be the one installed.
             versions={"capfilt": __version__, **{n: metadata.version(n) for n in LIBRARIES}},
+            allow_unfinished=allow_unfinished,
         )
 
     @classmethod

@@ -36,6 +36,7 @@ def retry_of(output_url: str, **hardware: Any) -> tuple[RunConfig, Where]:
         output=output_url,
         human=manifest.human,
         human_images=manifest.human_images,
+        allow_unfinished=manifest.allow_unfinished,
         only_failed=True,
         **hardware,
     )

@@ -79,7 +79,8 @@ class Webhook:
         failed = len(summary.shards_failed)
         told = f"finished: {summary.images:,} images, {summary.shards_done:,} shards done"
         told += f", {failed:,} failed" if failed else ""
-        self._tell("finished", 1 if failed else 0, told, summary=summary.to_dict())
+        told += f", {len(summary.missing):,} failed ones not in INPUT" if summary.missing else ""
+        self._tell("finished", summary.exit_code, told, summary=summary.to_dict())
 
     def _tell(
         self,

@@ -17,10 +17,12 @@ import pytest
 
 from capfilt.config import RunConfig
 from capfilt.errors import ConfigError, InputError
+from capfilt.io.commits import Failure, InputRecord, write_failure
 from capfilt.io.inputs import Inputs, find_shards
 from capfilt.run import watch
 from capfilt.run.job import Where, run
 from capfilt.run.retry import retry_of
+from tests.call import capfilt
 from tests.run.conftest import commits, hashes, write_shard
 from tests.run.test_cluster import wait_for
 from tests.web_server import WebServer, encoded, picture
@@ -122,6 +124,54 @@ def test_retry_failed_does_those_and_no_others(config: RunConfig, web: str, tmp_
     assert list((out / "failures").iterdir()) == []
     with pytest.raises(InputError, match="no run here"):
         retry_of(str(tmp_path / "nothing"))
+
+
+def test_retry_failed_takes_what_is_unfinished_where_the_run_did(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out, shard = tmp_path / "out", Path(web) / "00001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:3000])
+    (Path(web) / "00001_stats.json").unlink()
+    where = Where(web, str(out), local=True, allow_unfinished=True)
+    assert len(run(config, where).shards_failed) == 1
+    shard.write_bytes(whole)
+    assert run(*retry_of(str(out), local=True)).shards_done == 1
+    assert list((out / "failures").iterdir()) == []
+
+
+def test_retry_failed_names_what_input_has_no_more_and_fails(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out, gone, back = tmp_path / "out", Path(web) / "00001.tar", Path(web) / "00002.tar"
+    whole = {file: file.read_bytes() for file in (gone, back)}
+    for file, content in whole.items():
+        file.write_bytes(content[:3000])
+    assert len(run(config, Where(web, str(out), local=True)).shards_failed) == 2
+    gone.unlink()
+    (Path(web) / "00001_stats.json").unlink()
+    (Path(web) / "00002_stats.json").unlink()  # it is fetched again
+    summary = run(*retry_of(str(out), local=True))
+    assert (summary.shards_done, summary.missing) == (0, ("00001", "00002"))
+    back.write_bytes(whole[back])
+    (Path(web) / "00002_stats.json").write_text('{"successes": 12}')
+    done = capfilt("retry-failed", out, "--local")
+    assert done.returncode == 1
+    assert "1 done, 2 before, 1 failed ones not in INPUT" in done.stdout
+    assert "failed shard 00001: not in INPUT, or unfinished" in done.stdout
+    assert [file.name for file in (out / "failures").iterdir()] == ["00001.json"]
+
+
+def test_retry_failed_forgets_what_a_run_has_done_that_died_just_then(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(config, Where(web, str(out), local=True))
+    [shard, *_] = find_shards(web).shards
+    write_failure(str(out), Failure(shard.id, InputRecord.of(shard), 3, "an error"))
+    summary = run(*retry_of(str(out), local=True))
+    assert (summary.shards_done, summary.exit_code) == (0, 0)
+    assert list((out / "failures").iterdir()) == []
 
 
 @pytest.mark.slow
