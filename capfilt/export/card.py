@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from capfilt.record import Source, Verdict
 from capfilt.run.manifest import Manifest
 from capfilt.tally import Tally
 
-_SIZES = (
-    (1e3, "n<1K"),
-    (1e4, "1K<n<10K"),
-    (1e5, "10K<n<100K"),
-    (1e6, "100K<n<1M"),
-    (1e7, "1M<n<10M"),
-)
+_STEPS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _CROISSANT = "http://mlcommons.org/croissant/"
+_COLUMNS = {
+    "key": "sc:Text",
+    "image": "sc:ImageObject",
+    "caption": "sc:Text",
+    "web_text": "sc:Text",
+    "json": "sc:Text",
+}
+_CAPTION = {
+    "text": "sc:Text",
+    "source": "sc:Text",
+    "match_prob": "sc:Float",
+    "similarity": "sc:Float",
+}
 _DESCRIPTION = (
     "Web images with the texts that match them, web texts and synthetic captions, as captioned and "
     "filtered by CapFilt (BLIP, arXiv:2201.12086)."
@@ -27,11 +33,11 @@ _DESCRIPTION = (
 def dataset_card(name: str, manifest: Manifest, tally: Tally) -> str:
     """README.md: counts, models, selection, intended use; the licence is left to its owner."""
     images = tally.samples[Verdict.KEPT]
-    size = next((label for most, label in _SIZES if images < most), "n>10M")
     lines = [
         "---",
+        f"pretty_name: {json.dumps(name)}",
         "task_categories: [image-to-text]",
-        f"size_categories: [{size}]",
+        f"size_categories: [{size_category(images)}]",
         "tags: [image-text, captions, capfilt]",
         "configs:",
         "- config_name: default",
@@ -79,38 +85,19 @@ def dataset_card(name: str, manifest: Manifest, tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def croissant(name: str, shards: Mapping[str, tuple[int, str]]) -> str:
-    """Croissant 1.0 metadata (JSON-LD).
+def size_category(count: int) -> str:
+    """As the Hub calls it."""
+    if count < 1000:
+        return "n<1K"
+    if count >= 10**12:
+        return "n>1T"
+    step = len(str(count)) - len("1000")
+    return f"{_STEPS[step]}<n<{_STEPS[step + 1]}"
 
-    Args:
-        name: Of the dataset.
-        shards: Size in bytes and sha256 of each Parquet file, by path relative to the metadata.
-    """
-    objects = [
-        {
-            "@type": "cr:FileObject",
-            "@id": path,
-            "name": path,
-            "contentUrl": path,
-            "contentSize": f"{size_bytes} B",
-            "encodingFormat": "application/x-parquet",
-            "sha256": sha256,
-        }
-        for path, (size_bytes, sha256) in shards.items()
-    ]
-    every = {
-        "@type": "cr:FileSet",
-        "@id": "shards",
-        "name": "shards",
-        "encodingFormat": "application/x-parquet",
-        "includes": "*.parquet",
-    }
-    fields = {
-        "key": "sc:Text",
-        "image": "sc:ImageObject",
-        "caption": "sc:Text",
-        "web_text": "sc:Text",
-    }
+
+def croissant(name: str) -> str:
+    """Croissant 1.0 metadata (JSON-LD) of the folder that it lies in."""
+    fields = [_field(column, kind) for column, kind in _COLUMNS.items()]
     tree = {
         "@context": _context(),
         "@type": "sc:Dataset",
@@ -118,23 +105,48 @@ def croissant(name: str, shards: Mapping[str, tuple[int, str]]) -> str:
         "name": name,
         "description": _DESCRIPTION,
         "version": "1.0.0",
-        "distribution": [*objects, every],
+        "distribution": [
+            {
+                "@type": "cr:FileSet",
+                "@id": "shards",
+                "name": "shards",
+                "encodingFormat": "application/x-parquet",
+                "includes": "data/*.parquet",  # its readers match folders below as well
+            }
+        ],
         "recordSet": [
             {
                 "@type": "cr:RecordSet",
                 "@id": "samples",
                 "name": "samples",
-                "field": [_field(column, kind) for column, kind in fields.items()],
+                "field": [*fields, _captions()],
             }
         ],
     }
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
 
-def _field(column: str, kind: str) -> dict[str, Any]:
+def _captions() -> dict[str, Any]:
+    """Every kept text with its scores."""
+    parts = []
+    for part, kind in _CAPTION.items():
+        field = _field("captions", kind, json_path=f"[*].{part}")
+        parts.append({**field, "@id": f"samples/captions/{part}", "name": part})
+    return {
+        "@type": "cr:Field",
+        "@id": "samples/captions",
+        "name": "captions",
+        "repeated": True,
+        "subField": parts,
+    }
+
+
+def _field(column: str, kind: str, json_path: str | None = None) -> dict[str, Any]:
     source: dict[str, Any] = {"fileSet": {"@id": "shards"}, "extract": {"column": column}}
     if column == "image":
-        source["transform"] = {"jsonPath": "bytes"}
+        json_path = "bytes"
+    if json_path is not None:
+        source["transform"] = {"jsonPath": json_path}
     return {
         "@type": "cr:Field",
         "@id": f"samples/{column}",

@@ -20,7 +20,7 @@ from capfilt.select.survey import each
 from capfilt.select.texts import kept_samples
 from capfilt.tally import Tally
 
-RECORD = "export.json"  # what the folder was made from; written first
+RECORD = "export.json"  # what the folder was made from, and each shard's data; written first
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def export(output_url: str, target: str, form: str) -> Exported:
         raise ConfigError(f"{origin.url} has texts only: export a dataset with its images")
     target = files.absolute(target)
     origin.check_apart(target, "FOLDER")
-    _claim(target, {"form": form, "origin": origin.manifest.fingerprint})
+    _claim(target, origin, form)
     present = {entry.name for entry in files.find(target)}
     todo = [shard_id for shard_id in origin.commits if writer.path(shard_id) not in present]
 
@@ -84,14 +84,22 @@ def export(output_url: str, target: str, form: str) -> Exported:
     )
 
 
-def _claim(target: str, record: dict[str, str]) -> None:
-    """See that the folder is empty, or of an earlier call of the same."""
+def _claim(target: str, origin: Origin, form: str) -> None:
+    """See that the folder is empty, or of an earlier call of the same; its stale shards go."""
+    made_of = {
+        shard_id: commit.outputs[origin.data_path(shard_id)].sha256
+        for shard_id, commit in origin.commits.items()
+    }
+    record = {"form": form, "origin": origin.manifest.fingerprint, "shards": made_of}
     url = files.join(target, RECORD)
     if files.exists(url):
-        if json.loads(files.read_bytes(url)) != record:
+        before = json.loads(files.read_bytes(url))
+        if {**before, "shards": made_of} != record:
             raise CommitError(f"{target} holds another export: give this one a new folder")
-        return
-    if files.exists(target) and files.list_folder(target):
+        for shard_id, sha256 in before["shards"].items():
+            if made_of.get(shard_id) != sha256:
+                files.remove(files.join(target, FORMS[form].path(shard_id)))
+    elif files.exists(target) and files.list_folder(target):
         raise ConfigError(f"{target} holds something else: give the export a folder of its own")
     publish.write_bytes(url, (json.dumps(record, indent=1) + "\n").encode())
 
@@ -100,7 +108,4 @@ def _describe(origin: Origin, target: str, tally: Tally) -> None:
     name = target.rstrip("/").rpartition("/")[2]
     card = dataset_card(name, origin.manifest, tally)
     publish.write_bytes(files.join(target, "README.md"), card.encode())
-    paths = [FORMS["huggingface"].path(shard_id) for shard_id in origin.commits]
-    digests = each(paths, lambda path: files.digest(files.join(target, path)))
-    metadata = croissant(name, dict(zip(paths, digests, strict=True)))
-    publish.write_bytes(files.join(target, "croissant.json"), metadata.encode())
+    publish.write_bytes(files.join(target, "croissant.json"), croissant(name).encode())

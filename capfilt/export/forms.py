@@ -1,7 +1,7 @@
 """The forms that existing trainers read; one writer each takes a shard's kept samples.
 
-Source: what BLIP's `pretrain_dataset.py`, LAVIS's `laion_dataset.py` and open_clip's WebDataset
-loader ask of a file.
+Source: what BLIP's `pretrain_dataset.py`, LAVIS's `laion_dataset.py` and open_clip's `data.py` ask
+of a file.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from capfilt.errors import InputError
 from capfilt.io import files, publish
+from capfilt.io.fields import plain_caption, to_json
 from capfilt.io.parquet import ParquetWriter
 from capfilt.io.tar import TarWriter, tar_key
 from capfilt.record import Annotated
@@ -32,7 +33,8 @@ class Form(Protocol):
 class BlipList:
     """BLIP: image files, and a JSON list of `{"image": path, "caption": text}`, a pair each.
 
-    A list for each shard, which BLIP's `train_file` takes as a list of files.
+    A list for each shard, which BLIP's `train_file` takes as a list of files. BLIP opens the paths
+    from wherever it runs, so they are absolute: a folder that moves is to be exported again.
     """
 
     def path(self, shard_id: str) -> str:
@@ -40,9 +42,12 @@ class BlipList:
 
     def write(self, samples: Iterable[Annotated], target: str, shard_id: str) -> None:
         pairs = []
+        folder = files.join(target, "images", shard_id)
+        for entry in files.find(folder):  # of an earlier try, perhaps of other images
+            files.remove(entry.url)
         for annotated in samples:
             image, ext = _image(annotated)
-            url = files.join(target, "images", shard_id, f"{tar_key(annotated.sample.key)}.{ext}")
+            url = files.join(folder, f"{tar_key(annotated.sample.key)}.{ext}")
             publish.write_bytes(url, image)
             pairs += [{"image": url, "caption": text} for text in _texts(annotated)]
         content = json.dumps(pairs, indent=0, ensure_ascii=False).encode()
@@ -50,33 +55,16 @@ class BlipList:
 
 
 @dataclass(frozen=True)
-class LavisTars:
-    """LAVIS's BLIP-2: tars of `jpg` and `json`, `{"caption": text}` for an image with one text.
+class PairTars:
+    """LAVIS and open_clip: tars of image, `txt` and `json`, a sample for each pair.
 
-    With several texts the json is their list, best first, of whose first two BLIP-2 draws one.
-    Every image is called `jpg`, as LAVIS asks for; its bytes stay what they are, and Pillow, which
-    LAVIS decodes with, goes by the bytes.
+    LAVIS reads `jpg` and the json's `caption`, open_clip the image and `txt`. Neither takes several
+    texts of one image: a list of them as json, LAVIS would pass over with a warning. An image whose
+    extension the loader does not ask for is called `jpg`: its bytes stay what they are, and Pillow,
+    which both decode with, goes by the bytes.
     """
 
-    def path(self, shard_id: str) -> str:
-        return f"{shard_id}.tar"
-
-    def write(self, samples: Iterable[Annotated], target: str, shard_id: str) -> None:
-        with (
-            publish.publishing(files.join(target, self.path(shard_id))) as file,
-            TarWriter(file.path) as tar,
-        ):
-            for annotated in samples:
-                texts = _texts(annotated)
-                tree: Any = {"caption": texts[0]} if len(texts) == 1 else texts
-                name = tar_key(annotated.sample.key)
-                tar.add(f"{name}.jpg", _image(annotated)[0])
-                tar.add(f"{name}.json", json.dumps(tree, ensure_ascii=False).encode())
-
-
-@dataclass(frozen=True)
-class OpenClipTars:
-    """open_clip: tars of image, `txt` and `json`, one sample for each pair of image and text."""
+    exts: frozenset[str]  # of images, by which their loader knows them
 
     def path(self, shard_id: str) -> str:
         return f"{shard_id}.tar"
@@ -90,18 +78,11 @@ class OpenClipTars:
                 image, ext = _image(annotated)
                 for number, text in enumerate(annotated.kept):
                     name = f"{tar_key(annotated.sample.key)}_{number}"
-                    content = text.content or ""
-                    score = text.score
-                    tree = {
-                        "key": annotated.sample.key,
-                        "caption": content,
-                        "source": str(text.source),
-                        "match_prob": score.match_prob,
-                        "similarity": score.similarity,
-                    }
-                    tar.add(f"{name}.{ext}", image)
-                    tar.add(f"{name}.json", json.dumps(tree, ensure_ascii=False).encode())
-                    tar.add(f"{name}.txt", content.encode())
+                    told = plain_caption(text)
+                    tree = {"key": annotated.sample.key, "caption": told.pop("text"), **told}
+                    tar.add(f"{name}.{ext if ext in self.exts else 'jpg'}", image)
+                    tar.add(f"{name}.json", to_json(tree).encode())
+                    tar.add(f"{name}.txt", (text.content or "").encode())
 
 
 @dataclass(frozen=True)
@@ -123,8 +104,8 @@ class HuggingFace:
 
 FORMS: Mapping[str, Form] = {
     "blip": BlipList(),
-    "lavis": LavisTars(),
-    "open_clip": OpenClipTars(),
+    "lavis": PairTars(frozenset({"jpg"})),
+    "open_clip": PairTars(frozenset({"jpg", "jpeg", "png"})),  # webp: its older loaders do not
     "huggingface": HuggingFace(),
 }
 

@@ -47,10 +47,7 @@ def output_fields(annotated: Annotated) -> dict[str, Any]:
                 free = f"input_{free}"
             fields[free] = value
     fields["caption"] = annotated.kept[0].content
-    fields["captions"] = [
-        {name: NOT_SCORED if value is None else value for name, value in caption.items()}
-        for caption in map(caption_fields, annotated.kept)
-    ]
+    fields["captions"] = [plain_caption(text) for text in annotated.kept]
     fields["web_text"] = web or ""
     return fields
 
@@ -90,6 +87,12 @@ def caption_fields(text: Text) -> dict[str, Any]:
         "match_prob": _shortest(text.score.match_prob),
         "similarity": _shortest(text.score.similarity),
     }
+
+
+def plain_caption(text: Text) -> dict[str, Any]:
+    """A kept text with its scores, NOT_SCORED for one that was not computed."""
+    fields = caption_fields(text)
+    return {name: NOT_SCORED if value is None else value for name, value in fields.items()}
 
 
 def web_text_of(annotated: Annotated) -> str | None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import random
-from collections import defaultdict
+import re
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from capfilt.config import resolve
 from capfilt.errors import CommitError, ConfigError
 from capfilt.export.export import Exported, export
-from tests.run.conftest import hashes, ledger_rows, picture
+from capfilt.run.job import Where, run
+from tests.run.conftest import hashes, ledger_rows, picture, write_shard
 from tests.select.conftest import (
     Runs,
     runs,  # noqa: F401 - a fixture
@@ -59,24 +63,25 @@ def test_blip_reads_a_list_of_image_paths_and_captions(exports: Exports) -> None
     assert first.read_bytes() == picture(int(first.stem))
 
 
-def test_lavis_reads_jpg_and_json(exports: Exports) -> None:
-    """As `LaionDataset` does, and BLIP-2's draw of one of the first two texts of a list."""
+def test_lavis_reads_every_text(exports: Exports) -> None:
+    """By the steps of the published `LaionDataset`, which passes over what it cannot read."""
     wds = pytest.importorskip("webdataset")
     shards = [str(file) for file in sorted(exports["lavis"].glob("*.tar"))]
+    lenient = {"handler": wds.warn_and_continue}
     pipeline = wds.DataPipeline(
-        wds.SimpleShardList(shards),
-        wds.tarfile_to_samples(),
-        wds.decode("pilrgb"),
-        wds.to_tuple("__key__", "jpg", "json"),
+        wds.SimpleShardList(shards),  # its ResampledShards never ends
+        wds.tarfile_to_samples(**lenient),
+        wds.shuffle(1000, **lenient),
+        wds.decode("pilrgb", **lenient),
+        wds.to_tuple("jpg", "json", **lenient),
+        wds.map_tuple(lambda image: image.size, **lenient),
+        wds.map(lambda sample: {"image": sample[0], "text_input": sample[1]["caption"]}, **lenient),
     )
-    count = 0
-    for key, image, tree in pipeline:
-        text = random.choice(tree[:2]) if isinstance(tree, list) else tree["caption"]
-        assert text in exports.kept[key]
-        assert (tree if isinstance(tree, list) else [tree["caption"]]) == exports.kept[key]
-        assert image.mode == "RGB"
-        count += 1
-    assert count == len(exports.kept) == 48
+    found = list(pipeline)
+    assert {sample["image"] for sample in found} == {(48, 40)}
+    texts = [text for of_image in exports.kept.values() for text in of_image]
+    assert Counter(sample["text_input"] for sample in found) == Counter(texts)
+    assert len(found) == len(texts) == 96
 
 
 def test_open_clip_reads_a_pair_a_sample(exports: Exports) -> None:
@@ -109,12 +114,24 @@ def test_datasets_loads_the_hugging_face_folder(exports: Exports, tmp_path: Path
 def test_croissant_is_valid_and_reads_the_samples(exports: Exports) -> None:
     croissant = pytest.importorskip("mlcroissant")
     dataset = croissant.Dataset(exports["huggingface"] / "croissant.json")
-    assert dataset.metadata.ctx.issues.errors == set()
+    issues = dataset.metadata.ctx.issues
+    assert issues.errors == set()
+    own = {re.search(r'Property "[^"]*/(\w+)"', text).group(1) for text in issues.warnings}  # type: ignore[union-attr]
+    assert own == {"license", "citeAs", "datePublished"}  # its publisher's to say
     rows = list(_records(dataset))
     assert {row["samples/key"].decode() for row in rows} == set(exports.kept)
     key = rows[0]["samples/key"].decode()
     assert rows[0]["samples/caption"].decode() == exports.kept[key][0]
     assert rows[0]["samples/image"].size == (48, 40)
+    told = {(row["key"], row["text"]): row for row in ledger_rows(exports.origin)}
+    for row in rows:
+        key = row["samples/key"].decode()
+        captions = row["samples/captions"]
+        texts = [caption["samples/captions/text"].decode() for caption in captions]
+        assert texts == exports.kept[key]
+        for text, caption in zip(texts, captions, strict=True):
+            for name in ("match_prob", "similarity"):
+                assert caption[f"samples/captions/{name}"] == told[key, text][name]
 
 
 def _records(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -138,6 +155,38 @@ def test_export_goes_on_where_it_stopped(exports: Exports) -> None:
     found: Exported = export(exports.origin, str(folder), "lavis")
     assert (found.shards, found.shards_before, found.images) == (1, 3, 48)
     assert {file.name: file.read_bytes() for file in folder.glob("*.tar")} == before
+
+
+def test_export_writes_a_shard_that_was_redone_again(
+    runs: Runs,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    for index in range(2):
+        write_shard(tmp_path / "web", index, 4)
+    config = resolve(options=runs.models, overrides=["selection.min_match_prob=0"])
+    where = Where(input=str(tmp_path / "web"), output=str(tmp_path / "run"), local=True)
+    run(config, where)
+    for form in ("blip", "lavis"):
+        export(where.output, str(tmp_path / form), form)
+    write_shard(tmp_path, 7, 3)  # other pictures, under other keys
+    for ending in (".tar", "_stats.json"):
+        shutil.copy(tmp_path / f"00007{ending}", tmp_path / f"web/00001{ending}")
+    run(config, replace(where, overwrite=True))
+    for form in ("blip", "lavis"):
+        found = export(where.output, str(tmp_path / form), form)
+        assert (found.shards, found.shards_before, found.images) == (1, 1, 7)
+        shutil.copytree(tmp_path / form, tmp_path / "resumed" / form)
+        shutil.rmtree(tmp_path / form)
+        export(where.output, str(tmp_path / form), form)
+        assert _contents(tmp_path / "resumed" / form) == _contents(tmp_path / form)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def test_export_needs_a_folder_of_its_own_and_images(
