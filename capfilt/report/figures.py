@@ -7,7 +7,7 @@ than `MOST_TEXTS` different ones a fair share is counted (see `Wordings`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 from capfilt.cut import SOURCES, Mask, Rows, ScoreName
 from capfilt.io.ledger import read_ledger_columns
 from capfilt.record import Source
+from capfilt.report.scores import RANGES, Scores
 from capfilt.report.wordings import Wordings, find_texts
 from capfilt.select.origin import Origin
 from capfilt.select.rows import COLUMNS, rows_of, tally_of
@@ -25,9 +26,6 @@ from capfilt.select.survey import each
 from capfilt.select.wording import count_words, repeats
 from capfilt.tally import Tally
 
-BINS = 50  # of a histogram of scores
-RANGES: Mapping[ScoreName, tuple[float, float]] = {"match_prob": (0, 1), "similarity": (-1, 1)}
-THRESHOLDS = 101  # places of the curve
 SAMPLED_CAPTIONS = 100_000  # for phrases
 MOST_WORDS = 40  # longer texts count as this long
 
@@ -40,25 +38,17 @@ class Figures:
 
     by: ScoreName  # the score of the curve
     tally: Tally = field(default_factory=Tally)
-    scores: dict[ScoreName, Counts] = field(default_factory=dict)  # [3, BINS]
-    at_least: Counts = field(default_factory=lambda: _zeros(THRESHOLDS))  # texts per threshold
-    images_at_least: Counts = field(default_factory=lambda: np.zeros(THRESHOLDS, np.int64))
-    scored: Counts = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
-    words: Counts = field(default_factory=lambda: _zeros(MOST_WORDS + 1))
-    repeating: Counts = field(default_factory=lambda: np.zeros(len(SOURCES), np.int64))
+    scores: dict[ScoreName, Scores] = field(default_factory=dict)  # those that texts have
+    words: Counts = field(default_factory=lambda: _zeros(len(SOURCES), MOST_WORDS + 1))
+    repeating: Counts = field(default_factory=lambda: _zeros(len(SOURCES)))
     wordings: dict[Source, Wordings] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)  # a bounded sample of synthetic ones
-
-    def thresholds(self) -> npt.NDArray[np.float64]:
-        """The places of the curve."""
-        return np.linspace(*RANGES[self.by], THRESHOLDS).round(4)
 
     def add(self, rows: Rows, texts: Any, *, every: int) -> None:
         """Count a shard; take each so manieth synthetic caption into the sample."""
         self.tally.merge(tally_of(rows))
         for name in RANGES:
-            self._add_scores(rows, name)
-        self._add_curve(rows)
+            self._add_scores(name, Scores.of(rows, name))
         seen = ~rows.failed & np.asarray(texts.is_valid())
         [captions] = np.nonzero(seen & (rows.source == SOURCES.index(Source.SYNTHETIC)))
         self.captions += texts.take(pa.array(captions[::every])).to_pylist()
@@ -69,39 +59,23 @@ class Figures:
             self.repeating[code] += int(again[mine].sum())
             if mine.any():
                 wordings = self.wordings.setdefault(source, Wordings())
-                wordings.add(texts.filter(_arrow(mine)))
+                wordings.add(texts.filter(_arrow(mine)), rows.image[mine])
 
     def merge(self, other: Figures) -> None:
         """Add the counts of other shards."""
         self.tally.merge(other.tally)
-        for name, counts in other.scores.items():
-            self.scores[name] = self.scores.get(name, 0) + counts
-        for part in ("at_least", "images_at_least", "scored", "words", "repeating"):
-            setattr(self, part, getattr(self, part) + getattr(other, part))
+        for name, scores in other.scores.items():
+            self._add_scores(name, scores)
+        self.words += other.words
+        self.repeating += other.repeating
         self.captions += other.captions
         for source, wordings in other.wordings.items():
             self.wordings.setdefault(source, Wordings()).merge(wordings)
 
-    def _add_scores(self, rows: Rows, name: ScoreName) -> None:
-        score = rows.score(name)
-        low, high = RANGES[name]
-        places = np.clip(((score - low) / (high - low) * BINS), 0, BINS - 1)
-        for code in range(len(SOURCES)):
-            mine = ~np.isnan(score) & (rows.source == code)
-            if mine.any():
-                counts = self.scores.setdefault(name, _zeros(BINS))
-                counts[code] += np.bincount(places[mine].astype(int), minlength=BINS)
-
-    def _add_curve(self, rows: Rows) -> None:
-        score = rows.score(self.by)
-        for code in range(len(SOURCES)):
-            values = np.sort(score[~np.isnan(score) & (rows.source == code)])
-            self.scored[code] += len(values)
-            self.at_least[code] += len(values) - np.searchsorted(values, self.thresholds())
-        if rows.images:
-            best = np.full(rows.images, -np.inf)
-            np.maximum.at(best, rows.image, np.nan_to_num(score, nan=-np.inf))
-            self.images_at_least += rows.images - np.searchsorted(np.sort(best), self.thresholds())
+    def _add_scores(self, name: ScoreName, scores: Scores | None) -> None:
+        if scores is not None:
+            before = self.scores.get(name)
+            self.scores[name] = scores if before is None else before + scores
 
 
 def figures_of(origin: Origin, by: ScoreName) -> Figures:
@@ -151,8 +125,8 @@ def texts_of(origin: Origin, wanted: Collection[int]) -> dict[int, str]:
     return found
 
 
-def _zeros(width: int) -> Counts:
-    return np.zeros((len(SOURCES), width), dtype=np.int64)
+def _zeros(*shape: int) -> Counts:
+    return np.zeros(shape, dtype=np.int64)
 
 
 def _arrow(mask: Mask) -> Any:

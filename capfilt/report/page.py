@@ -13,8 +13,10 @@ from capfilt import __version__
 from capfilt.cut import SOURCES, ScoreName
 from capfilt.record import Source, Verdict
 from capfilt.report.charts import Chart, edges
-from capfilt.report.figures import BINS, MOST_WORDS, RANGES, Figures
+from capfilt.report.figures import MOST_WORDS, Figures
 
+BARS = 50  # of a histogram of scores, at most
+PLACES = 100  # of the curve, at most, and one
 TITLES: Mapping[ScoreName, str] = {"match_prob": "match probability", "similarity": "similarity"}
 # Source: BLIP, arXiv:2201.12086, Table 2 and section 4.2.
 PAPER = (
@@ -98,44 +100,55 @@ def reasons(counts: Mapping[str, int], whole: int) -> Rows:
 
 def histogram(figures: Figures, name: ScoreName, threshold: float | None) -> Drawn:
     """How one score is distributed, by source."""
-    low, high = RANGES[name]
-    places = edges(low, high, BINS)
+    scores = figures.scores[name]
+    grid = scores.grid(BARS)
+    places = scores.edges[grid]
     chart = Chart(f"hist-{name}", f"Texts by {TITLES[name]}", x=TITLES[name], y="texts")
-    counts = {str(SOURCES[i]): c.tolist() for i, c in enumerate(figures.scores[name]) if c.any()}
+    of_all = scores.between(grid)
+    counts = {str(SOURCES[i]): c.tolist() for i, c in enumerate(of_all) if c.any()}
     chart.steps(places, counts)
-    used = [i for i in range(BINS) if any(values[i] for values in counts.values())]
-    chart.between(places[used[0]], places[used[-1] + 1])
+    chart.between(places[0], places[-1])
     if threshold is not None and name == figures.by:
         chart.mark(threshold, f"threshold {threshold:g}")
     return Drawn(
         name=f"hist-{name}-table",
         title=f"Texts by {TITLES[name]}",
-        note="Every text that was scored, kept or not.",
+        note="Every text that was scored, kept or not; the first and the last step hold what lies "
+        "beyond them, a thousandth at most.",
         svg=chart.svg(),
         head=["from", *counts],
-        rows=[(f"{places[i]:.2f}", *(f"{v[i]:,}" for v in counts.values())) for i in used],
+        rows=[
+            (f"{at:g}", *(f"{values[i]:,}" for values in counts.values()))
+            for i, at in enumerate(places[:-1].tolist())
+        ],
     )
 
 
 def curve(figures: Figures, threshold: float | None) -> Drawn:
     """Which share a threshold would keep."""
-    name = TITLES[figures.by]
+    name, scores = TITLES[figures.by], figures.scores[figures.by]
     title = f"Kept as a function of the least {name}"
     chart = Chart("curve", title, x=f"least {name}", y="share kept")
-    x = figures.thresholds()
+    grid = scores.grid(PLACES)
+    if threshold is not None:  # the table tells of it, where it is as round as the counts
+        grid = sorted({*grid, *np.nonzero(scores.edges == threshold)[0].tolist()})
+    x = scores.edges[grid]
+    texts = scores.texts_from()
     values = {
-        str(source): figures.at_least[i] / figures.scored[i]
-        for i, source in enumerate(SOURCES)
-        if figures.scored[i]
+        str(source): texts[i, grid] / texts[i, 0] for i, source in enumerate(SOURCES) if texts[i, 0]
     }
     chart.curves(x, values)
+    chart.between(x[0], x[-1])
     if threshold is not None:
         chart.mark(threshold, f"threshold {threshold:g}")
-    kept = [np.round(100 * share, 1) for share in values.values()]
+    images = scores.images_from()[grid].tolist()
     rows = [
-        (f"{at:g}", *(f"{share[i]:.1f} %" for share in kept), f"{figures.images_at_least[i]:,}")
+        (
+            f"{at:g}{', the threshold' if at == threshold else ''}",
+            *(f"{100 * share[i]:.1f} %" for share in values.values()),
+            f"{images[i]:,}",
+        )
         for i, at in enumerate(x.tolist())
-        if i % 5 == 0
     ]
     return Drawn(
         name="curve-table",

@@ -1,4 +1,4 @@
-"""How often each text comes, in bounded memory."""
+"""How many images have each text, in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ class Wordings:
         """Of all texts, the expected share that is counted."""
         return 0.5**self.zeros
 
-    def add(self, texts: Any) -> None:
-        """Count an Arrow column of texts."""
-        found = pc.value_counts(texts)
-        names = found.field("values").to_pylist()
+    def add(self, texts: Any, images: npt.NDArray[np.int64]) -> None:
+        """Count the images that have each text of an Arrow column.
+
+        Args:
+            texts: N of them, none null.
+            images: The image of each text, rising, shape [N].
+        """
+        encoded = pc.dictionary_encode(texts)
+        names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        if (images[1:] == images[:-1]).any():  # an image may have a text twice
+            codes = np.unique(images * len(names) + codes) % len(names)
         hashes = np.fromiter(map(hash, names), dtype=np.int64, count=len(names))
-        self._take(hashes, found.field("counts").to_numpy())
+        self._take(hashes, np.bincount(codes, minlength=len(names)))
 
     def merge(self, other: Wordings) -> None:
         """Add another's counts."""
@@ -63,7 +70,7 @@ class Wordings:
             self._halve()
 
     def shared(self, by: int = _SHARED_BY) -> float:
-        """The share of texts that come more than `by` times, in [0, 1]."""
+        """The share of texts that more than `by` images have, in [0, 1]."""
         self.settle()
         total = int(self.counts.sum())
         return int(self.counts[self.counts > by].sum()) / total if total else 0.0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -20,9 +21,19 @@ def counted(parts: list[list[str]]) -> Wordings:
     total = Wordings()
     for part in parts:
         of_part = Wordings()
-        of_part.add(pa.array(part))
+        of_part.add(pa.array(part), np.arange(len(part)))
         total.merge(of_part)
     return total
+
+
+def test_an_image_counts_once_however_often_it_has_a_text() -> None:
+    """Six times in each of two images is no caption of more than ten images."""
+    found = Wordings()
+    found.add(pa.array([*["a dog"] * 6, "a cat"] * 2), np.repeat([3, 8], 7))
+    assert found.shared() == 0
+    assert found.most_frequent(5) == {hash("a dog"): 2, hash("a cat"): 2}
+    found.add(pa.array(["a dog"] * 18), np.repeat(np.arange(9), 2))
+    assert found.shared() == 11 / 13
 
 
 def test_counts_are_exact_over_parts() -> None:
