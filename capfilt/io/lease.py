@@ -10,10 +10,12 @@ Of several that come at once one is let in: the file system or the store decides
 (`capfilt.io.claim`). Where neither may have, each looks after `SETTLE_S` whether what it has
 written is still there.
 
-What a lease guards is hours of work, never bytes: every shard is committed whole, whoever does it.
-So where a lease is lost after all (a driver that was frozen for minutes, a file that a person has
-removed) a shard may be made twice, until the one who has lost it notices, within `EVERY_S`, and
-ends. It ends as well where its lease ran out and is gone: another may have come and finished.
+A lease can be lost after all: a driver was frozen for minutes, a person has removed the file. Who
+has lost it notices within `EVERY_S` and ends; as well where its lease ran out and is gone, since
+another may have come and finished. Before that no worker publishes for it: each looks at the lease
+itself (`Fence`) before a shard's files go to their places, and again before its commit. Nothing
+guards the moment between such a look and what follows it, so the bytes do not depend on a lease:
+every shard is committed whole, whoever does it.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ class Lease:
         self._me = Holder.here(command)
         self._renewed_at = 0.0  # by `_CLOCK`
         self._lost: str | None = None  # how
+        self._lock = threading.Lock()  # for looks by the thread and by `check`
         self._closing = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._is_new = False  # the OUTPUT's folder
@@ -120,12 +123,19 @@ class Lease:
         except CapfiltError as unreachable:
             log.warning("the lease is not given back and ends by itself: %s", unreachable)
 
+    @property
+    def token(self) -> str:
+        """What its holder is known by, for a `Fence`."""
+        return self._me.token
+
     def check(self) -> None:
-        """To be called now and then.
+        """To be called now and then, and before anything is written.
 
         Raises:
             CommitError: Another has taken the lease, believing this process dead, or may have.
         """
+        if time.clock_gettime(_CLOCK) - self._renewed_at > LASTS_S:
+            self._try_to_renew()  # this thread has woken before the one that does so
         if self._lost is not None:
             raise CommitError(
                 f"{self._output}: {self._lost}; this process was still for longer than "
@@ -146,8 +156,13 @@ class Lease:
 
     def _renew(self) -> None:
         while self._lost is None and not self._closing.wait(EVERY_S):
+            self._try_to_renew()
+
+    def _try_to_renew(self) -> None:
+        with self._lock:
             try:
-                self._renew_once()
+                if self._lost is None:
+                    self._renew_once()
             except Exception as error:  # noqa: BLE001 - the store is away, the disk full: it may pass
                 log.warning("the lease is not renewed: %s", error)
 
@@ -166,6 +181,38 @@ class Lease:
 
     def _is_mine(self, content: bytes | None) -> bool:
         return content is not None and _holder(content).token == self._me.token
+
+
+class Fence:
+    """A worker's look at the lease under which its run works, wherever the worker is."""
+
+    def __init__(self, output: str, token: str | None) -> None:
+        """Make one.
+
+        Args:
+            output: The OUTPUT that the lease is for.
+            token: Of the run's `Lease`; None where there is no lease, and so nothing to look at.
+        """
+        self._output, self._token = output, token
+
+    def check(self) -> None:
+        """To be called before anything is published.
+
+        Raises:
+            CommitError: Another has taken the lease, or it has ended.
+            InputError: The store cannot be reached or denies access.
+        """
+        if self._token is None:
+            return
+        until = time.monotonic() + 2 * EVERY_S
+        while (found := claim.read(_place(self._output))) is None and time.monotonic() < until:
+            time.sleep(EVERY_S / 10)  # where a person has removed it, its holder writes it again
+        if found is None or _holder(found).token != self._token:
+            now = "it is gone" if found is None else f"another has taken over, {_holder(found)}"
+            raise CommitError(
+                f"{self._output}: the lease of this worker's run was lost: {now}. The shard is "
+                "not published"
+            )
 
 
 def await_free(output: str) -> bytes | None:

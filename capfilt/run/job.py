@@ -181,6 +181,7 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
         left = len(works) - where.limit
         works = works[: where.limit]
     works = largest_first(works)
+    task = replace(task, lease=lease.token)
     total = Tally()
     total.merge(plan.tally)
     has_threshold = manifest.measures_noise
@@ -401,6 +402,8 @@ def execute(
     failed_before = list_failures(output_url)
     failed = []
     for outcome in engine.execute(works):
+        if lease is not None:
+            lease.check()
         if isinstance(outcome, Done):
             progress.shards_done += 1
             progress.tally.merge(Tally.from_dict(outcome.commit.counts))
@@ -418,8 +421,6 @@ def execute(
             told = about(shard=shard.id, attempts=outcome.attempts)
             log.error("shard %s failed: %s", shard.id, outcome.error, extra=told)
         progress.show(engine.in_flight())
-        if lease is not None:
-            lease.check()
     return failed
 
 

@@ -30,6 +30,7 @@ class Task:
     excluded: EvaluationSet | None = field(default=None, compare=False)
     most_samples: int | None = field(default=None, compare=False)  # of each shard: a probe's
     duplicates: Mapping[str, Mapping[int, Reason]] = field(default_factory=dict, compare=False)
+    lease: str | None = field(default=None, compare=False)  # the token of the run's
 
     @property
     def decisive(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from capfilt.errors import InputError, ModelError, StalledError
 from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
 from capfilt.io.inputs import check_unchanged
+from capfilt.io.lease import Fence
 from capfilt.io.ledger import LedgerWriter
 from capfilt.io.likeness import likeness
 from capfilt.io.partial import Known, Partial, recalled
@@ -80,6 +81,7 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.device = _device()
         self.meter = Meter(lanes=batches_at_once)
+        self._fence = Fence(task.output_url, task.lease)
         self.annotator = Annotator(task.config, captioner, filter_, self.meter)
         compute = task.config.compute
         cuda = torch.cuda.is_available()
@@ -139,6 +141,7 @@ class Worker:
                 committed.
             StalledError: Nothing came of it for `read_timeout_s`; a thread of it still hangs.
             OvertakenError: Another worker was first. Nothing of this try is left.
+            CommitError: It cannot be published, or another run has taken OUTPUT over.
         """
         attempt = attempt or Attempt()
         started = time.monotonic()
@@ -160,6 +163,7 @@ class Worker:
                 self._flow(shard, known, write)
                 flowed = time.monotonic()
                 check_unchanged(shard)
+                self._fence.check()
                 attempt.begin_publishing()
                 if redo:
                     retire(root, shard.id, {data_path, ledger_path})
@@ -180,6 +184,7 @@ class Worker:
                     "ended": round(time.time(), 3),
                 },
             )
+            self._fence.check()  # publishing may have taken long, and the process been frozen
             write_commit(root, commit)
             self.meter.add("publish", time.monotonic() - flowed)
             aside.remove()

@@ -193,7 +193,7 @@ class JobServer:
             time.sleep(_LOOK_EVERY_S)
 
 
-class _Client(JobSubmissionClient):
+class _Client(JobSubmissionClient):  # type: ignore[misc]
     """Ray's waits for an answer for ever."""
 
     def _do_request(self, *request: Any, **options: Any) -> Any:

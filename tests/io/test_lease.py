@@ -20,7 +20,7 @@ import pytest
 
 from capfilt.errors import CommitError
 from capfilt.io import claim, files, lease, publish
-from capfilt.io.lease import Lease, await_free, holder
+from capfilt.io.lease import Fence, Lease, await_free, holder
 from tests.io.conftest import place, s3, s3_server  # noqa: F401 - fixtures
 
 EVERY_S, LASTS_S = 0.05, 60.0
@@ -35,12 +35,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def process(output: Path, lasts_s: float = LASTS_S) -> Iterator[subprocess.Popen[str]]:
+def process(
+    output: Path, lasts_s: float = LASTS_S, every_s: float = EVERY_S
+) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a lease until it is killed."""
     script = (
         "import time\n"
         "from capfilt.io import lease\n"
-        f"lease.EVERY_S, lease.LASTS_S = {EVERY_S}, {lasts_s}\n"
+        f"lease.EVERY_S, lease.LASTS_S = {every_s}, {lasts_s}\n"
         f"with lease.Lease({str(output)!r}, 'capfilt run') as held:\n"
         "    print('held', flush=True)\n"
         "    while True:\n"
@@ -173,6 +175,38 @@ def test_frozen_holder_ends_when_it_wakes_after_its_successor_has_finished(
         _, err = other.communicate(timeout=30)
         assert "another may have been at work since" in err
         assert holder(str(tmp_path)) is None
+
+
+def test_frozen_holder_knows_when_it_wakes_before_its_thread_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next renewal is an hour away."""
+    monkeypatch.setattr(lease, "LASTS_S", SHORT_S)
+    with process(tmp_path, lasts_s=SHORT_S, every_s=3600.0) as other:
+        other.send_signal(signal.SIGSTOP)
+        with Lease(str(tmp_path), "capfilt select"):
+            other.send_signal(signal.SIGCONT)
+            _, err = other.communicate(timeout=30)
+            assert "another has taken over, capfilt select" in err
+
+
+def test_fence_lets_the_holders_workers_through_alone(place: str) -> None:  # noqa: F811
+    Fence(place, None).check()
+    with Lease(place, "capfilt run") as held:
+        Fence(place, held.token).check()
+        with pytest.raises(CommitError, match=r"was lost: another has taken over, capfilt run \("):
+            Fence(place, "another's").check()
+    with pytest.raises(CommitError, match="was lost: it is gone"):
+        Fence(place, held.token).check()
+
+
+def test_fence_waits_for_a_lease_that_a_person_has_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EVERY_S", 0.5)
+    with Lease(str(tmp_path), "capfilt run") as held:
+        (tmp_path / "lease.json").unlink()
+        Fence(str(tmp_path), held.token).check()
 
 
 def test_lease_outlives_any_error_of_a_store(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -16,10 +19,13 @@ import pytest
 from PIL import Image
 
 from capfilt.config import resolve
-from capfilt.errors import InputError
+from capfilt.errors import CommitError, InputError
+from capfilt.io import lease
+from capfilt.io.commits import list_commits, remove_commit
 from capfilt.io.inputs import find_shards
 from capfilt.models.images import PixelSpec
 from capfilt.record import ModelIdentity, Score
+from capfilt.run.attempt import Attempt
 from capfilt.run.flow import ahead
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
@@ -66,10 +72,15 @@ def write_tar(path: Path, image: bytes, count: int) -> None:
 
 
 def make_worker(
-    tmp_path: Path, flow: Flow, overrides: Sequence[str] = ("compute.batch_size=16",)
+    tmp_path: Path,
+    flow: Flow,
+    overrides: Sequence[str] = ("compute.batch_size=16",),
+    token: str | None = None,
 ) -> Worker:
     config = resolve(options={"captioner": "stub", "filter": "stub"}, overrides=overrides)
-    task = Task(config, {"captioner": IDENTITY, "filter": IDENTITY}, str(tmp_path / "out"))
+    task = Task(
+        config, {"captioner": IDENTITY, "filter": IDENTITY}, str(tmp_path / "out"), lease=token
+    )
     return Worker(task, flow, flow)
 
 
@@ -236,3 +247,66 @@ def test_ahead_stops_its_thread_when_the_consumer_leaves() -> None:
     assert not [t for t in threading.enumerate() if t.name == "read"]
     source.close()
     assert closed.is_set()
+
+
+FROZEN = """
+import sys
+from pathlib import Path
+from capfilt.errors import CommitError
+from capfilt.io import lease
+from capfilt.io.inputs import find_shards
+from tests.run.test_worker import Flow, make_worker
+
+lease.EVERY_S = 3600.0  # the process itself is never to notice
+root = Path(sys.argv[1])
+with lease.Lease(str(root / "out"), "capfilt run") as held:
+    worker = make_worker(root, Flow(0.05), ("compute.batch_size=1",), held.token)
+    try:
+        worker.process(find_shards(str(root / "web")).shards[0])
+    except CommitError as error:
+        sys.exit(str(error))
+"""
+
+
+def test_worker_of_a_run_that_was_frozen_does_not_publish_over_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "web" / "00000.tar", noise_jpeg(32), 40)
+    frozen = subprocess.Popen(
+        [sys.executable, "-c", FROZEN, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    out = tmp_path / "out"
+    try:
+        until = time.monotonic() + 120
+        while not [file for file in out.glob("data/.*.tmp") if file.stat().st_size]:
+            assert frozen.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        frozen.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(lease, "EVERY_S", 0.05)
+        monkeypatch.setattr(lease, "LASTS_S", 1.0)
+        with lease.Lease(str(out), "capfilt run"):
+            frozen.send_signal(signal.SIGCONT)
+            _, err = frozen.communicate(timeout=60)
+            assert "another has taken over, capfilt run" in err
+    finally:
+        frozen.kill()
+        frozen.communicate()
+    assert [file for file in out.rglob("*") if file.is_file()] == []
+
+
+def test_worker_whose_lease_is_lost_while_it_publishes_does_not_commit(tmp_path: Path) -> None:
+    class Late(Attempt):
+        def begin_publishing(self) -> None:
+            super().begin_publishing()
+            (tmp_path / "out" / "lease.json").write_text("{}")
+
+    write_tar(tmp_path / "web" / "00000.tar", noise_jpeg(32), 2)
+    [shard] = find_shards(str(tmp_path / "web")).shards
+    with lease.Lease(str(tmp_path / "out"), "capfilt run") as held:
+        worker = make_worker(tmp_path, Flow(), token=held.token)
+        worker.process(shard)
+        remove_commit(str(tmp_path / "out"), shard.id)
+        with pytest.raises(CommitError, match="another has taken over, somebody"):
+            worker.process(shard, attempt=Late())
+    assert list_commits(str(tmp_path / "out")) == {}
