@@ -40,6 +40,7 @@ _FOREIGN_ERRORS = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("gcsfs.retry", "HttpError"),
     ("requests", "RequestException"),
+    ("safetensors", "SafetensorError"),
 )
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from capfilt.errors import CapfiltError, ConfigError, ModelError
+from capfilt.errors import CapfiltError, CommitError, ConfigError, ModelError
 from capfilt.io import files
 from capfilt.io.publish import publishing, write_bytes
 from capfilt.train.optimiser import Optimiser
@@ -106,7 +106,8 @@ class Checkpoints:
         for name, tensors in contents.items():
             with publishing(str(folder / f"{name}.safetensors")) as publication:
                 whole = {n: tensor.detach().contiguous() for n, tensor in tensors.items()}
-                save_file(whole, publication.path)
+                with files.storage_errors(publication.url, CommitError):
+                    save_file(whole, publication.path)
             done = publication.published
             record["files"][f"{name}.safetensors"] = [done.size_bytes, done.sha256]
         write_bytes(str(folder / _MARK), (json.dumps(record, indent=1) + "\n").encode())

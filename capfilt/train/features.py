@@ -5,7 +5,8 @@
 Features are those before the encoder's last norm, which learns. They are kept in the dtype that the
 encoder works in, so that a training with a cache is one without it. An image has to look alike each
 time (`data.augment.fixed`). A shard appears when 256 MB are together, or when a batch had nothing
-new; ranks see each other's. What a killed process had not written is computed again.
+new; ranks see each other's. What a killed process had not written is computed again, and what it
+had half written is removed.
 
 Shapes: N images, T image tokens, D width, S images of a shard.
 """
@@ -20,12 +21,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from capfilt.data.batch import Batch
 from capfilt.errors import InputError
-from capfilt.io.publish import publishing
+from capfilt.io.publish import clean_temporary, write_bytes
 from capfilt.models.vit import ViT
 from capfilt.train.gather import rank
 
@@ -57,6 +58,7 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         """Use a folder; made if absent."""
         folder.mkdir(parents=True, exist_ok=True)
+        clean_temporary(str(folder))
         self._folder = folder
         self._shards: list[Any] = []
         self._known: set[str] = set()  # names of their files
@@ -115,8 +117,8 @@ class FeatureCache:
             "ids": torch.tensor(list(self._new)),
             "features": torch.stack(list(self._new.values())),
         }
-        with publishing(str(path)) as publication:
-            save_file(tensors, publication.path)
+        # Not safetensors' own writer: its temporary file would be nobody's after a kill.
+        write_bytes(str(path), save(tensors))
         self._take_up(path)
         self._new.clear()
 

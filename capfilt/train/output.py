@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from capfilt.errors import ConfigError
+from capfilt.errors import CommitError, ConfigError
 from capfilt.io import files
 from capfilt.io.lock import locked
 from capfilt.io.publish import write_bytes
@@ -121,13 +121,18 @@ class Output:
         return Summary(**json.loads(files.read_bytes(str(path)))) if path.exists() else None
 
     def export(self, role: str, write: Callable[[Path], None]) -> Path:
-        """Let a model write its folder, which appears whole and replaces an older one."""
+        """Let a model write its folder, which appears whole and replaces an older one.
+
+        Raises:
+            CommitError: It cannot be written.
+        """
         target = self.folder / role
         building = self.folder / f".{role}-{uuid.uuid4().hex[:8]}.tmp"
         try:
-            write(building)
-            shutil.rmtree(target, ignore_errors=True)
-            building.rename(target)
+            with files.storage_errors(str(target), CommitError):
+                write(building)
+                shutil.rmtree(target, ignore_errors=True)
+                building.rename(target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return target

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,14 @@ import torch
 from torch import Tensor
 
 from capfilt.data.batch import Batch
-from capfilt.errors import InputError
+from capfilt.errors import CommitError, InputError
 from capfilt.train import features
 from capfilt.train.features import FeatureCache, Features, open_cache
+from tests.train.room import files_up_to
 from tests.train.small import make_batch, rows
 from tests.train.small_blip2 import make_vit
+
+LIMIT = 10_000  # bytes; the features of five images take more
 
 
 class Counted:
@@ -112,3 +117,39 @@ def test_damaged_shard_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:40])
     with pytest.raises(InputError, match=r"\.safetensors: cannot be read .*: remove it"):
         Counted(FeatureCache(tmp_path)).of(make_batch(3))
+
+
+def write_all(cache: FeatureCache, batch: Batch) -> None:
+    """All of a batch's features go to a shard."""
+    features = expected(batch)
+    for _ in range(2):
+        cache.of(batch, lambda images: features[: len(images)])
+
+
+def test_shard_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    cache, batch = FeatureCache(tmp_path), make_batch(6)
+    with files_up_to(LIMIT), pytest.raises(CommitError, match=r"\.safetensors: File too large"):
+        write_all(cache, batch)
+    assert list(tmp_path.iterdir()) == []
+    write_all(cache, batch)  # there is room again, and nothing is forgotten
+    again = Counted(FeatureCache(tmp_path))
+    torch.testing.assert_close(again.of(batch), expected(batch), atol=1e-6, rtol=0)
+    assert again.images == 0
+
+
+def test_what_a_writer_killed_half_way_left_is_removed(tmp_path: Path) -> None:
+    cache, batch = FeatureCache(tmp_path), make_batch(6)
+    features = expected(batch)
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the system kills it in the middle
+        with files_up_to(LIMIT):
+            for _ in range(2):
+                cache.of(batch, lambda _: features)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGXFSZ
+    [half] = tmp_path.iterdir()
+    assert 0 < half.stat().st_size <= LIMIT
+    again = Counted(FeatureCache(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    torch.testing.assert_close(again.of(batch), expected(batch), atol=1e-6, rtol=0)
+    assert again.images == 6

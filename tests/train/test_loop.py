@@ -6,19 +6,22 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from capfilt.errors import ConfigError, ModelError, TrainingError
+from capfilt.errors import CommitError, ConfigError, ModelError, TrainingError
 from capfilt.train.config import TrainConfig
 from capfilt.train.loop import Loop
 from capfilt.train.output import Output
 from capfilt.train.ranks import Ranks, joined
 from capfilt.train.training import Summary, Training
 from tests.train import toy
+from tests.train.room import files_up_to
 
 
 def run(out: Path, config: TrainConfig | None = None, **options: int) -> Summary:
@@ -87,6 +90,34 @@ def test_loop_resumed_has_the_curve_of_an_uninterrupted_one(breaks_at: int, tmp_
     for name in ("model", "optimiser"):
         file = f"checkpoints/step-00000008/{name}.safetensors"
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_loop_says_in_a_line_that_a_checkpoint_has_no_room_and_goes_on_later(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path / "whole", width=800)
+    message = r"checkpoints/step-00000003/model\.safetensors: .*File too large"
+    with files_up_to(100_000), pytest.raises(CommitError, match=message):
+        run(tmp_path / "broken", width=800)
+    assert run(tmp_path / "broken", width=800).steps_before == 0
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
+    assert steps(tmp_path / "broken") == steps(tmp_path / "whole")
+
+
+def test_loop_says_in_a_line_that_a_model_cannot_be_written(tmp_path: Path) -> None:
+    def export(folder: Path) -> None:
+        folder.mkdir()
+        save_file({"weight": torch.zeros(30_000)}, folder / "model.safetensors")
+
+    config = toy.config()
+    with joined() as ranks:
+        training = replace(toy.training(config, ranks), exports={"captioner": export})
+        with (
+            files_up_to(100_000),
+            pytest.raises(CommitError, match=r"/captioner: .*File too large"),
+        ):
+            run_training(tmp_path, config, ranks, training)
+    assert not list(tmp_path.glob("*captioner*"))
 
 
 def test_loop_of_whole_epochs_has_no_step_too_many(tmp_path: Path) -> None:
