@@ -110,7 +110,9 @@ def test_report_measures_what_it_made() -> None:
     assert found["dry_run_threshold_s"] > 0
     assert 0 < found["report_html_mb"] < 5
     assert 21 < found["copied_mb"] < 22
-    assert found["ratio"] == pytest.approx(found["select_mb_per_s"] / found["cp_mb_per_s"])
+    for name in ("cp", "cp_sync"):
+        ratio = found["select_mb_per_s"] / found[f"{name}_mb_per_s"]
+        assert found[f"ratio_to_{name}"] == pytest.approx(ratio)
 
 
 def test_scale_simulates_workers_of_every_kind_without_a_loss() -> None:

@@ -25,7 +25,8 @@ class CutEngine:
 
     def __init__(self, cutter: Cutter, *, shards: int) -> None:
         self._cutter = cutter
-        self.workers = min(len(os.sched_getaffinity(0)), shards)
+        # One more than cores, since one of them waits for the disk or the store.
+        self.workers = min(len(os.sched_getaffinity(0)) + 1, shards)
 
     def in_flight(self) -> Tally:
         """A cut takes seconds a shard: nothing is counted before its commit."""
