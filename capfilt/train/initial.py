@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from capfilt.errors import ConfigError, ModelError
 from capfilt.models import checkpoint, layout
+from capfilt.models.harmless import made_from, open_folder
 from capfilt.models.load import blip_settings, load_caption_model, load_match_model, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.qformer import QFormer
@@ -43,7 +44,7 @@ def from_scratch(*models: nn.Module) -> None:
                     if parameter.dim() > 1:
                         nn.init.trunc_normal_(parameter, std=_STD, a=-2, b=2)
                 grid = module.config.image_size // module.config.patch_size
-                nn.init.zeros_(module.positions).add_(sine_positions(grid, module.config.width))
+                module.positions.copy_(sine_positions(grid, module.config.width))
 
 
 def load_image_weights(vit: ViT, folder: str) -> None:
@@ -174,9 +175,10 @@ def start_captioner(
         ConfigError: The image size is no multiple of the patch size.
     """
     path = _start(folder, "captioner")
-    settings = blip_settings(path)
-    config = _config(med_config(settings), image_size, drop, recompute)
-    return load_caption_model(path, settings, config)
+    with made_from(path):
+        settings = blip_settings(path)
+        config = _config(med_config(settings), image_size, drop, recompute)
+        return load_caption_model(path, settings, config)
 
 
 def start_filter(
@@ -186,9 +188,10 @@ def start_filter(
     path = _start(folder, "filter")
     if checkpoint.architecture_of(path, "filter") != checkpoint.MATCH_FILTER:
         raise ModelError(f"{folder}: has no ITM head: give a {checkpoint.MATCH_FILTER}")
-    settings = blip_settings(path)
-    config = _config(med_config(settings), image_size, drop, recompute)
-    return load_match_model(path, settings, config)
+    with made_from(path):
+        settings = blip_settings(path)
+        config = _config(med_config(settings), image_size, drop, recompute)
+        return load_match_model(path, settings, config)
 
 
 def start_temperature(folder: str) -> float:
@@ -207,7 +210,7 @@ def _start(folder: str, role: checkpoint.Role) -> Path:
             f"start is not set: give the folder of a {checkpoint.CLASSES[role][0]}, as "
             "blip_pretrain leaves it"
         )
-    path = checkpoint.resolve_folder(folder)
+    path = open_folder(folder)
     checkpoint.architecture_of(path, role)
     return path
 
@@ -234,7 +237,7 @@ def _bert_tensors(folder: str) -> dict[str, Tensor]:
 
 def _tensors(folder: str, prefix: str) -> dict[str, Tensor]:
     """A checkpoint's tensors without the model's prefix, norms named as today."""
-    tensors = checkpoint.read_tensors(checkpoint.resolve_folder(folder))
+    tensors = checkpoint.read_tensors(open_folder(folder))
     renamed = {}
     for name, tensor in tensors.items():
         name = re.sub(prefix, "", name)
