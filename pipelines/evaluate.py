@@ -31,9 +31,9 @@ from capfilt.models.checkpoint import (
     BLIP2_FILTER,
     MATCH_FILTER,
     architecture_of,
-    resolve_folder,
 )
 from capfilt.models.filter import MatchFilter
+from capfilt.models.harmless import open_folder
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.schema import parse_overrides
 
@@ -79,7 +79,7 @@ def captions(
     """Caption images and compare with what people wrote."""
     options = {**CAPTIONS, "captioner": captioner}
     prompt = resolve(options=options, overrides=overrides).captions.prompt
-    options |= decoding(resolve_folder(captioner), prompt)
+    options |= decoding(open_folder(captioner), prompt)
     config = resolve(options=options, overrides=overrides)
     captioned = read_captioned(pairs, split=split)
     pictures = _pictures(config, images, pairs)
@@ -131,7 +131,7 @@ def filter_quality(
 ) -> FilterQuality:
     """Tell matching pairs from others."""
     _check(threshold)
-    has_itm = architecture_of(resolve_folder(filter_), "filter") in WITH_ITM
+    has_itm = architecture_of(open_folder(filter_), "filter") in WITH_ITM
     config = resolve(
         preset="blip" if has_itm else "blip2",
         options={

@@ -7,7 +7,6 @@ Rows may have a `split`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.pairs import captions_by_image
+from capfilt.jsontree import parse_json
 
 Row = dict[str, Any]
 
@@ -110,7 +110,7 @@ def parse(url: str) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{url}: not UTF-8 text ({error})") from error
     try:
-        tree = json.loads(text)
+        tree = parse_json(text)
     except ValueError:
         return _parse_lines(text, url)
     is_row = isinstance(tree, dict) and not tree.keys() & {"annotations", "images", "questions"}
@@ -122,7 +122,7 @@ def _parse_lines(text: str, url: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except ValueError as error:
                 raise InputError(
                     f"{url}: neither JSON nor JSON lines: line {number}: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from capfilt.errors import InputError
 from capfilt.io import files
+from capfilt.jsontree import parse_json
 
 # Long, varied messages by what they mean, so that a count of them says something.
 _MEANINGS = (
@@ -64,10 +64,10 @@ def read_stats(output: str, *, shards_failed: Sequence[str] = ()) -> Ingested:
         if not entry.name.endswith("_stats.json"):
             continue
         try:
-            stats = json.loads(files.read_bytes(entry.url))
+            stats = parse_json(files.read_bytes(entry.url))
             messages = Counter({str(k): int(v) for k, v in stats["status_dict"].items()})
             count, done = int(stats["count"]), int(stats["successes"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise InputError(f"{entry.url}: not a statistics file of img2dataset") from None
         shards += 1
         rows += count

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
+from capfilt.jsontree import parse_json
 from capfilt.record import ModelIdentity
 from capfilt.shard import InputShard
 
@@ -198,7 +199,7 @@ def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> Iter
 def _read(url: str, parse: Callable[[Any], RecordT]) -> RecordT:
     data = files.read_bytes(url)
     try:
-        return parse(json.loads(data))
+        return parse(parse_json(data))
     except (ValueError, KeyError, TypeError, AttributeError, CommitError) as error:
         raise CommitError(
             f"{url}: not a record that capfilt wrote ({error}); remove it to have the shard redone"

@@ -11,7 +11,6 @@ is an error; nothing is passed over in silence.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +21,19 @@ from braceexpand import braceexpand
 
 from capfilt.errors import InputError
 from capfilt.io import files, outputs
+from capfilt.io.files import Entry
 from capfilt.io.listing import FORMS, REQUESTS, STATS, Folder, Found
 from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
 from capfilt.io.reader import read_samples
+from capfilt.jsontree import parse_json
 from capfilt.record import Source
 from capfilt.shard import Form, InputShard, root_of, shard_id
 
 __all__ = ["Inputs", "find_shards", "human_shards", "read_samples"]
 
 _LOOKS = 50 * REQUESTS  # shards that are looked at together
+_LARGEST_STATS = 2**26  # bytes; img2dataset counts 100,000 messages at most
+_MOST_IMAGES = 10**7  # of a shard
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -86,13 +89,21 @@ def check_unchanged(shard: InputShard) -> None:
     Raises:
         InputError: It is not, so what was read may be of neither.
     """
-    if shard.form is Form.FILES:
-        version = Folder.at(shard.url).as_entry("").version
-    else:
-        entry = files.info(shard.url)
-        version = entry.version if entry else "gone"
-    if version and not shard.version.startswith(version):  # of PAIRS it goes on with its images'
+    if not is_unchanged(shard):
         raise InputError(f"{shard.url}: has changed since this run began; the next run takes it")
+
+
+def is_unchanged(shard: InputShard) -> bool:
+    """Whether a shard is the one that was listed, by its size and version."""
+    if shard.form is Form.FILES:
+        return Folder.at(shard.url).as_entry("").version == shard.version
+    entry = files.info(shard.url)
+    if entry is None:
+        return False
+    is_whole = shard.form is not Form.PAIRS
+    if is_whole and entry.size_bytes not in (0, shard.size_bytes):  # 0: a server that does not say
+        return False
+    return shard.version.startswith(entry.version)  # of PAIRS it goes on with its images'
 
 
 def human_shards(
@@ -227,12 +238,18 @@ def _input_shard(name: str, found: Found) -> tuple[InputShard, bool]:
     return shard, found.finished and (found.stats is None or expected is not None)
 
 
-def _successes(stats: str) -> int | None:
-    """How many images img2dataset says a shard has; None where its killed writer left no JSON."""
+def _successes(stats: Entry) -> int | None:
+    """How many images img2dataset says a shard has; None where the file does not say.
+
+    A killed writer left no JSON; a stranger wrote anything.
+    """
+    if stats.size_bytes > _LARGEST_STATS:
+        return None
     try:
-        return int(json.loads(files.read_bytes(stats))["successes"])
+        count = parse_json(files.read_bytes(stats.url))["successes"]
     except (ValueError, KeyError, TypeError):
         return None
+    return count if isinstance(count, int) and 0 <= count <= _MOST_IMAGES else None
 
 
 def _committed(place: str) -> set[str] | None:

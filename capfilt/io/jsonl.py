@@ -10,6 +10,7 @@ from typing import Any
 from capfilt.errors import CommitError
 from capfilt.io.files import storage_errors
 from capfilt.io.publish import write_bytes
+from capfilt.jsontree import parse_json
 
 _TAIL_BYTES = 16384
 
@@ -29,7 +30,7 @@ class JsonLines:
             lines = self.path.read_bytes().splitlines()
         for line in lines:
             try:
-                found.append(json.loads(line))
+                found.append(parse_json(line))
             except ValueError:
                 continue
         return found

@@ -28,7 +28,7 @@ class Found:
 
     entry: Entry
     form: Form
-    stats: str | None  # URL of its _stats.json
+    stats: Entry | None  # its _stats.json
     finished: bool
 
 
@@ -74,7 +74,7 @@ class Folder:
         """The shard of an entry. Where img2dataset wrote, its stats say that it is finished."""
         stats = self.entries.get(entry.name.removesuffix(f".{form}") + STATS)
         finished = stats is not None or not self._is_img2datasets
-        return Found(entry, form, stats.url if stats else None, finished)
+        return Found(entry, form, stats, finished)
 
     @cached_property
     def _is_img2datasets(self) -> bool:

@@ -8,16 +8,17 @@ is. Nothing here raises for a sample: what is wrong with one becomes its `proble
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from capfilt.config import ImageConfig
+from capfilt.jsontree import parse_json
 from capfilt.record import Reason, Sample, Source, Text
 
 # The formats that pretraining sets hold. Which of them can be decoded is found out by decoding.
 IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+TEXT_EXTS = ("txt", "json")
 MAX_TEXT_BYTES = 64 * 2**10
 MAX_JSON_BYTES = 4 * 2**20
 MAX_EXTRAS_BYTES = 64 * 2**20  # all other members of one sample together
@@ -113,7 +114,7 @@ class Members:
             return not self._text_too_long
         if ext == "json":
             return self._within(size_bytes, MAX_JSON_BYTES, Reason.METADATA_INVALID)
-        extras = sum(len(data) for name, data in self._parts.items() if name not in ("txt", "json"))
+        extras = sum(len(data) for name, data in self._parts.items() if name not in TEXT_EXTS)
         return self._within(extras + size_bytes, MAX_EXTRAS_BYTES, Reason.METADATA_INVALID)
 
     def add(self, ext: str, data: bytes) -> None:
@@ -128,7 +129,7 @@ class Members:
         metadata = self._metadata()
         if not self._image_ext:
             self.problem = self.problem or Reason.NO_IMAGE
-        extras = {ext: data for ext, data in self._parts.items() if ext not in ("txt", "json")}
+        extras = {ext: data for ext, data in self._parts.items() if ext not in TEXT_EXTS}
         return Sample(
             self.key,
             self._image,
@@ -143,8 +144,8 @@ class Members:
         if "json" not in self._parts:
             return {}
         try:
-            metadata = json.loads(self._parts["json"])
-        except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+            metadata = parse_json(self._parts["json"])
+        except ValueError:
             metadata = None
         if not isinstance(metadata, dict):
             self.problem = self.problem or Reason.METADATA_INVALID

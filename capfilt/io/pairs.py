@@ -18,6 +18,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.members import IMAGE_EXTS, is_key_safe, readable, texts_of
+from capfilt.jsontree import parse_json
 from capfilt.record import Reason, Sample, Source
 from capfilt.shard import Form, InputShard
 
@@ -73,11 +74,11 @@ def slice_pairs(
     )
 
 
-def read_pairs(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def read_pairs(shard: InputShard, limits: ImageConfig, images: bool = True) -> Iterator[Sample]:
     """The samples of a slice of a captions file; a few images in memory at a time.
 
     The key is the image's path without its ending. A path that leaves the images' folder is not
-    read: its sample fails.
+    read: its sample fails. Without `images` none is.
 
     Raises:
         InputError: The captions file or an image cannot be read. A missing image fails its sample.
@@ -91,7 +92,7 @@ def read_pairs(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
         image, problem = None, None
         if not is_key_safe(path):
             problem = Reason.INVALID_KEY
-        else:
+        elif images:
             image, problem = _read_image(files.join(shard.images, path), limits)
         key = readable(name if ext else path)[0]
         texts = texts_of(captions, shard.source)
@@ -168,7 +169,7 @@ def _digest(folder: str, pairs: list[_Pair], versions: dict[str, str]) -> str:
 @lru_cache(maxsize=2)
 def _pairs(url: str, version: str) -> list[_Pair]:
     try:
-        tree = json.loads(files.read_bytes(url))
+        tree = parse_json(files.read_bytes(url))
     except ValueError as error:
         raise _not_captions(url, error) from error
     return list(captions_by_image(tree, url).items())

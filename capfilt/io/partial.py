@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from capfilt.io import files, outputs, publish
+from capfilt.jsontree import parse_json
 from capfilt.record import Annotated, Reason, Sample, Score, Source, Text, Verdict
 
 Known = dict[str, Any]  # of one sample: key, problem, verdict, texts, kept
@@ -80,7 +81,7 @@ class Partial:
 
     def _samples(self, data: bytes, first: int) -> list[Known]:
         try:
-            tree = json.loads(data)
+            tree = parse_json(data)
             if tree["made_by"] != self._made_by or tree["first"] != first:
                 return []
             samples = tree["samples"]

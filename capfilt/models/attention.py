@@ -26,6 +26,16 @@ _FEW_QUERIES = 8
 _MANY_QUERIES = 128
 
 
+def check_heads(width: int, count: int) -> None:
+    """For a config's `__post_init__`.
+
+    Raises:
+        ValueError: The heads cannot share the width.
+    """
+    if count < 1 or width < 1 or width % count:
+        raise ValueError(f"{count} attention heads cannot share a width of {width}")
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
 ) -> Tensor:

@@ -23,7 +23,9 @@ from transformers import (
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
+from capfilt.models.harmless import QUERY_TOKENIZER, read_json
 from capfilt.models.image_encoder import with_biases
+from capfilt.models.pretrained import fill_exactly
 from capfilt.models.qformer import QFormer, QFormerConfig
 from capfilt.models.vit import VitConfig, resize_positions
 from capfilt.models.vocabulary import Vocabulary
@@ -45,7 +47,7 @@ def blip2_settings(folder: Path) -> Any:
     Raises:
         ModelError: It is none, or of a language model that transformers does not know.
     """
-    tree = checkpoint.read_json(folder / "config.json")
+    tree = read_json(folder / "config.json")
     is_instructed = tree.get("model_type") == InstructBlipConfig.model_type
     kind: Any = InstructBlipConfig if is_instructed else Blip2Config
     try:
@@ -201,29 +203,11 @@ def load_language_model(folder: Path, settings: Any, dtype: torch.dtype) -> Any:
         ModelError: A tensor is missing, surplus or misshapen.
     """
     config = settings.text_config
-    with torch.device("meta"):
-        # Of a BART and its like transformers' BLIP-2 would take the decoder alone.
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        kind = type(auto.from_config(config))
+    # Of a BART and its like transformers' BLIP-2 would take the decoder alone.
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     tensors = checkpoint.read_tensors(folder, re.compile(re.escape(_LANGUAGE)))
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict={name.removeprefix(_LANGUAGE): x for name, x in tensors.items()},
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported with the rest
-    )
-    problems = (("missing_keys", "missing"), ("unexpected_keys", "not of this model"))
-    for key, problem in problems:
-        if names := [_LANGUAGE + name for name in sorted(report[key])]:
-            raise ModelError(f"{folder}: tensor {layout.listed(names)} {problem}")
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise ModelError(
-            f"{folder}: tensor {_LANGUAGE}{name} has shape {list(found)} but config.json makes it "
-            f"{list(expected)}"
-        )
-    return model
+    own = {name.removeprefix(_LANGUAGE): x for name, x in tensors.items()}
+    return fill_exactly(auto.from_config, config, own, folder, dtype=dtype, prefix=_LANGUAGE)
 
 
 def load_language_tokenizer(folder: Path) -> Any:
@@ -254,7 +238,7 @@ def load_vocabulary(folder: Path, settings: Any) -> Vocabulary:
 
 def load_query_vocabulary(folder: Path, config: QFormerConfig) -> Vocabulary:
     """The BERT tokenizer of a Q-Former that reads prompts."""
-    return Vocabulary.load(folder / checkpoint.QUERY_TOKENIZER, size=config.vocabulary)
+    return Vocabulary.load(folder / QUERY_TOKENIZER, size=config.vocabulary)
 
 
 def save_query_match_model(

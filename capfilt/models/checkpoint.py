@@ -7,7 +7,6 @@ the image processor's. Nothing in it is ever executed: pickled weights and remot
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from capfilt.errors import ModelError
+from capfilt.models.harmless import QUERY_TOKENIZER, open_folder, read_json
 from capfilt.models.vit import PIXEL_MEAN, PIXEL_STD
 from capfilt.record import ModelIdentity
 
@@ -44,13 +44,12 @@ PROMPTS: Mapping[str, str] = {
     BLIP2_CAPTIONER: "a photo of",
     INSTRUCTED_CAPTIONER: "A short image description:",
 }
-QUERY_TOKENIZER = "qformer_tokenizer"  # folder of the tokenizer of a Q-Former that reads prompts
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_NONE = re.compile(r"(?!)")  # so that only the headers are read
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 _CONVERT = "make a folder of a .bin or .pth once with capfilt convert"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Whatever else than weights decides a result. README, generation_config.json and the like do not.
 _OF_TOKENIZER = (
     "tokenizer.json",
@@ -88,14 +87,15 @@ def inspect(source: str, role: Role) -> ModelIdentity:
         role: What it is given as.
 
     Raises:
-        ModelError: It cannot be found or read, is of another class, or has no safetensors.
+        ModelError: See `open_folder`; it is of another class, or its safetensors are missing or
+            damaged.
     """
-    folder = resolve_folder(source)
+    folder = open_folder(source)
     if not (folder / "config.json").exists() and (folder / role / "config.json").exists():
         raise ModelError(f"{source}: holds a {role}, and is none itself: give {folder / role}")
-    _check_harmless(folder)
     architecture = architecture_of(folder, role)
     weights = weight_files(folder)
+    read_tensors(folder, _NONE)
     decisive = [folder / name for name in _DECISIVE if (folder / name).is_file()]
     digest = hashlib.sha256()
     named = {path.relative_to(folder).as_posix(): path for path in (*weights, *decisive)}
@@ -107,63 +107,15 @@ def inspect(source: str, role: Role) -> ModelIdentity:
     return ModelIdentity(architecture, digest.hexdigest(), source)
 
 
-def _check_harmless(folder: Path) -> None:
-    """Refuse a folder that asks for code of its own, or reads files from elsewhere.
-
-    Raises:
-        ModelError: Names the file.
-    """
-    root = folder.resolve()
-    if root.parent.name == "snapshots":  # the hub's cache links to `blobs` beside it
-        root = root.parent.parent
-    for path in sorted([*folder.iterdir(), *folder.glob(f"{QUERY_TOKENIZER}/*")]):
-        if not path.resolve().is_relative_to(root):
-            raise ModelError(f"{path}: links to {path.resolve()}, outside the folder: copy it here")
-    configs = ("config.json", "tokenizer_config.json")
-    for name in (*configs, f"{QUERY_TOKENIZER}/tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
-            raise ModelError(
-                f"{folder / name}: asks for code of its own (auto_map), never run here"
-            )
-
-
-def resolve_folder(source: str) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded, or found in the hub's cache.
-
-    Raises:
-        ModelError: There is no such folder, and no such hub id within reach.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelError(f"{source}: is a file, not a checkpoint folder: {_CONVERT}")
-    if not _HUB_ID.fullmatch(source):
-        raise ModelError(f"{source}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{source}: no such folder, and the Hugging Face hub has none of that name, or is "
-            f"out of reach ({type(error).__name__})"
-        ) from None
-
-
 def architecture_of(folder: Path, role: Role) -> str:
     """The class in config.json, which must be one that can serve as `role`.
 
     Raises:
         ModelError: It cannot.
     """
-    architectures = read_json(folder / "config.json").get("architectures") or ["nothing"]
-    name = str(architectures[0])
+    architectures = read_json(folder / "config.json").get("architectures")
+    named = isinstance(architectures, list) and architectures
+    name = str(architectures[0]) if named else "nothing"
     if name in CLASSES[role]:
         return name
     other = next((r for r, classes in CLASSES.items() if name in classes), None)
@@ -180,8 +132,8 @@ def weight_files(folder: Path) -> list[Path]:
         ModelError: There are none, or a part is missing.
     """
     if (folder / _INDEX).is_file():
-        parts = read_json(folder / _INDEX).get("weight_map", {})
-        names = sorted({str(name) for name in parts.values()})
+        parts = read_json(folder / _INDEX).get("weight_map")
+        names = sorted({str(name) for name in parts.values()} if isinstance(parts, dict) else ())
     else:
         names = [_WEIGHTS]
     for name in names:
@@ -260,20 +212,3 @@ def image_processor(folder: Path) -> dict[str, Any]:
             if isinstance(nested, dict):
                 return nested
     return {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ModelError: It is missing or not one.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent}: has no {path.name}: not a checkpoint folder") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: is not a JSON object")
-    return content

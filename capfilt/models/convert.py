@@ -20,6 +20,7 @@ from transformers import BertTokenizer, BlipConfig, BlipImageProcessorPil, BlipP
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
+from capfilt.models.harmless import made_from, open_folder
 from capfilt.models.load import blip_settings, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.vit import resize_positions
@@ -181,7 +182,8 @@ def blip2_tokenizer(vocabulary: Path) -> BertTokenizer:
         # Without these files transformers makes an empty vocabulary.
         if not any((vocabulary / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
             raise ModelError(f"vocabulary {vocabulary}: has neither vocab.txt nor tokenizer.json")
-        tokenizer = BertTokenizer.from_pretrained(vocabulary, local_files_only=True)
+        with made_from(open_folder(str(vocabulary))):
+            tokenizer = BertTokenizer.from_pretrained(vocabulary, local_files_only=True)
     elif vocabulary.is_file():
         tokenizer = BertTokenizer(vocab=str(vocabulary))
     else:

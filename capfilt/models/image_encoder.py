@@ -24,6 +24,7 @@ from transformers import Blip2VisionConfig, CLIPVisionConfig
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
+from capfilt.models.harmless import made_from, read_json
 from capfilt.models.vit import ViT, VitConfig, resize_positions
 
 _SCALE = 2.0**20  # K; a power of two, so that scaled weights lose no digit
@@ -43,31 +44,32 @@ def load_image_encoder(folder: Path, image_size: int) -> ViT:
         ModelError: It is of another class; a tensor is missing, surplus or misshapen; the image
             size is no multiple of the patch size.
     """
-    tree = checkpoint.read_json(folder / "config.json")
-    kind = tree.get("model_type")
-    settings: dict[str, Any] = tree.get("vision_config", tree)
-    if kind in _CLIP:
-        config = _config(CLIPVisionConfig(**_sizes(settings, CLIPVisionConfig)), image_size)
-        state = _clip_state(_tensors(folder), config, folder)
-    elif kind in _BLIP2:
-        config = _config(Blip2VisionConfig(**_sizes(settings, Blip2VisionConfig)), image_size)
-        tensors = with_biases(_tensors(folder))
-        state = layout.query_image(image_layers=config.layers).collect(tensors, str(folder))
-    else:
-        raise ModelError(
-            f"{folder}: is a {kind}; a frozen image encoder is a CLIP's (CLIPVisionModel) or a "
-            "BLIP-2's (Blip2VisionModel)"
+    with made_from(folder):
+        tree = read_json(folder / "config.json")
+        kind = tree.get("model_type")
+        settings: dict[str, Any] = tree.get("vision_config", tree)
+        if kind in _CLIP:
+            config = _config(CLIPVisionConfig(**_sizes(settings, CLIPVisionConfig)), image_size)
+            state = _clip_state(_tensors(folder), config, folder)
+        elif kind in _BLIP2:
+            config = _config(Blip2VisionConfig(**_sizes(settings, Blip2VisionConfig)), image_size)
+            tensors = with_biases(_tensors(folder))
+            state = layout.query_image(image_layers=config.layers).collect(tensors, str(folder))
+        else:
+            raise ModelError(
+                f"{folder}: is a {kind}; a frozen image encoder is a CLIP's (CLIPVisionModel) or a "
+                "BLIP-2's (Blip2VisionModel)"
+            )
+        state["vit.positions"] = resize_positions(
+            state["vit.positions"], image_size // config.patch_size
         )
-    state["vit.positions"] = resize_positions(
-        state["vit.positions"], image_size // config.patch_size
-    )
-    with torch.device("meta"):
-        vit = ViT(config)
-    own = {name.removeprefix("vit."): x.float() for name, x in state.items()}
-    checkpoint.fill(vit, own, str(folder))
-    statistics = checkpoint.pixel_statistics(folder)
-    vit.pixel_mean, vit.pixel_std = statistics.mean, statistics.std
-    return vit
+        with torch.device("meta"):
+            vit = ViT(config)
+        own = {name.removeprefix("vit."): x.float() for name, x in state.items()}
+        checkpoint.fill(vit, own, str(folder))
+        statistics = checkpoint.pixel_statistics(folder)
+        vit.pixel_mean, vit.pixel_std = statistics.mean, statistics.std
+        return vit
 
 
 def with_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

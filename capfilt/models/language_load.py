@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint
 from capfilt.models.blip2_load import has_tied_head, load_language_tokenizer
+from capfilt.models.harmless import made_from
+from capfilt.models.pretrained import fill_exactly
 
 IMAGE = "<image>"  # stands for the image in transformers' prompts
 
@@ -28,8 +30,9 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         dtype: Of its weights.
 
     Raises:
-        ModelError: It is none, has no safetensors, asks for code of its own, or has word embeddings
-            of another width than its states, for which a BLIP-2 has no place.
+        ModelError: It is none, has no safetensors, asks for code of its own; a tensor is missing,
+            surplus or misshapen; its word embeddings are of another width than its states, for
+            which a BLIP-2 has no place.
     """
     tokenizer = load_language_tokenizer(folder)
     try:
@@ -39,14 +42,12 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"{folder}: has no whole safetensors: load it once with transformers' from_pretrained "
             "and save it with save_pretrained"
         ) from None
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    with made_from(folder):
+        options = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **options)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: cannot be loaded as a language model ({why})") from None
+        tensors = checkpoint.read_tensors(folder)
+        model = fill_exactly(auto.from_config, config, tensors, folder, dtype=dtype)
     width, states = model.get_input_embeddings().weight.shape[1], model.config.hidden_size
     if width != states:
         raise ModelError(

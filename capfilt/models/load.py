@@ -16,6 +16,7 @@ from capfilt.models import checkpoint, layout
 from capfilt.models.captioner import BlipCaptioner, Captioner
 from capfilt.models.clip import ClipFilter
 from capfilt.models.filter import Filter, MatchFilter
+from capfilt.models.harmless import made_from, open_folder, read_json
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
 from capfilt.models.placement import Precision, check_fits, place, target
 from capfilt.models.text_transformer import TextConfig
@@ -24,8 +25,6 @@ from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
 Model = TypeVar("Model", bound=nn.Module)
-
-MAX_LAYERS = 1000  # a config may say anything, and building them takes time
 
 
 def load_captioner(
@@ -52,13 +51,14 @@ def load_captioner(
             is larger than the device.
     """
     identity = checkpoint.inspect(source, "captioner")
-    folder = checkpoint.resolve_folder(source)
-    if identity.architecture != checkpoint.CAPTIONER:
-        return _load_blip2_captioner(folder, identity, config, seed, precision, device)
-    settings = blip_settings(folder)
-    model = load_caption_model(folder, settings)
-    vocabulary = _vocabulary(folder, settings)
-    return BlipCaptioner(place(model, precision, device), vocabulary, identity, config, seed=seed)
+    folder = open_folder(source)
+    with made_from(folder):
+        if identity.architecture != checkpoint.CAPTIONER:
+            return _load_blip2_captioner(folder, identity, config, seed, precision, device)
+        settings = blip_settings(folder)
+        model = place(load_caption_model(folder, settings), precision, device)
+        vocabulary = _vocabulary(folder, settings)
+        return BlipCaptioner(model, vocabulary, identity, config, seed=seed)
 
 
 def load_filter(
@@ -88,16 +88,17 @@ def load_filter(
             f"--filter {source}: a {identity.architecture} has no match probability: set "
             "scoring.match_prob to false and scoring.similarity to true (preset blip2)"
         )
-    folder = checkpoint.resolve_folder(source)
-    if identity.architecture == checkpoint.CLIP_FILTER:
-        return _load_clip(folder, identity, precision, device)
-    if identity.architecture == checkpoint.BLIP2_FILTER:
-        return _load_blip2_filter(folder, identity, config, precision, device)
-    settings = blip_settings(folder)
-    is_match = identity.architecture == checkpoint.MATCH_FILTER
-    model = (load_match_model if is_match else load_similarity_model)(folder, settings)
-    vocabulary = _vocabulary(folder, settings)
-    return MatchFilter(place(model, precision, device), vocabulary, identity, config)
+    folder = open_folder(source)
+    with made_from(folder):
+        if identity.architecture == checkpoint.CLIP_FILTER:
+            return _load_clip(folder, identity, precision, device)
+        if identity.architecture == checkpoint.BLIP2_FILTER:
+            return _load_blip2_filter(folder, identity, config, precision, device)
+        settings = blip_settings(folder)
+        is_match = identity.architecture == checkpoint.MATCH_FILTER
+        model = (load_match_model if is_match else load_similarity_model)(folder, settings)
+        vocabulary = _vocabulary(folder, settings)
+        return MatchFilter(place(model, precision, device), vocabulary, identity, config)
 
 
 def load_caption_model(
@@ -143,7 +144,7 @@ def blip_settings(folder: Path) -> Any:
     """
     from transformers import BlipConfig
 
-    content = checkpoint.read_json(folder / "config.json")
+    content = read_json(folder / "config.json")
     if content.get("model_type", BlipConfig.model_type) != BlipConfig.model_type:
         raise ModelError(f"{folder}: is a {content['model_type']} model, not a BLIP")
     try:
@@ -161,7 +162,7 @@ def med_config(settings: Any) -> MedConfig:
     """
     image, text = settings.vision_config, settings.text_config
     for part, sizes in (("vision", image), ("text", text)):
-        if not 0 < sizes.num_hidden_layers <= MAX_LAYERS:
+        if sizes.num_hidden_layers < 1:
             raise ModelError(f"{part}_config.num_hidden_layers is {sizes.num_hidden_layers}")
     for part, activation in (("vision", image.hidden_act), ("text", text.hidden_act)):
         if activation != "gelu":
@@ -262,14 +263,17 @@ def _load_clip(
     precision: Precision,
     device: str | None,
 ) -> ClipFilter:
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    from capfilt.models.pretrained import fill_exactly
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise ModelError(
             f"{folder}: has neither tokenizer.json nor vocab.json: save the checkpoint's "
             "processor or tokenizer into the folder"
         )
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    settings = CLIPConfig.from_dict(read_json(folder / "config.json"))
+    model = fill_exactly(CLIPModel, settings, checkpoint.read_tensors(folder), folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     statistics = checkpoint.pixel_statistics(folder)
     return ClipFilter(place(model, precision, device), tokenizer, statistics, identity)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from capfilt.models.attention import Grid, Packed, heads
+from capfilt.models.attention import Grid, Packed, check_heads, heads
 from capfilt.models.linear import LinearGelu, can_pack
 from capfilt.models.memory import Absorbed, ImageMemory, KeyValueMemory, StateMemory, is_less_work
 
@@ -44,6 +44,9 @@ class TextConfig:
     norm_eps: float = 1e-12
     dropout: float = 0.0  # of hidden states and attention weights, while training
     recompute: bool = False  # a layer's activations in the backward pass
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
 
 class SelfView(Protocol):

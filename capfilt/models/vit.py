@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from capfilt.models.attention import attend, heads, merge_heads
+from capfilt.models.attention import attend, check_heads, heads, merge_heads
 from capfilt.models.linear import LinearGelu, LinearQuickGelu
 from capfilt.models.transfer import tensor_on
 
@@ -42,6 +42,9 @@ class VitConfig:
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     drop_path: float = 0.0  # of the last block's branches, while training; earlier ones less
     recompute: bool = False  # a block's activations in the backward pass
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
     @property
     def tokens(self) -> int:

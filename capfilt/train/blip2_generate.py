@@ -19,6 +19,7 @@ from capfilt.errors import ConfigError, ModelError
 from capfilt.models import blip2_load, checkpoint
 from capfilt.models.blip2 import PromptModel, QueryConfig
 from capfilt.models.convert import blip2_tokenizer
+from capfilt.models.harmless import QUERY_TOKENIZER, made_from, read_json
 from capfilt.models.language_load import IMAGE, load_language
 from capfilt.models.med import PackedTexts
 from capfilt.models.uniforms import uniforms
@@ -102,23 +103,24 @@ class Blip2Generate(PartlyFrozen):
         folder = Path(config.start)
         kind = _architecture(folder)
         _check_prompt(config, kind)
-        settings = blip2_load.blip2_settings(folder)
-        if config.language:
-            language, tokenizer = load_language(Path(config.language), dtype)
-        elif kind != checkpoint.BLIP2_FILTER:
-            language = blip2_load.load_language_model(folder, settings, dtype)
-            tokenizer = blip2_load.load_language_tokenizer(folder)
-        else:
-            raise ConfigError(
-                "model.language is not set: give the folder or hub id of a language model"
-            )
-        width = language.config.hidden_size
-        sizes = _trained(blip2_load.query_config(settings), config, width)
-        if kind != checkpoint.BLIP2_FILTER and not config.language:
-            model = blip2_load.load_prompt_model(folder, settings, sizes)
-        else:
-            model = blip2_load.load_new_prompt_model(folder, settings, sizes, seed=seed)
-        bert = _query_tokenizer(folder, kind) if config.read_prompt else None
+        with made_from(folder):
+            settings = blip2_load.blip2_settings(folder)
+            if config.language:
+                language, tokenizer = load_language(Path(config.language), dtype)
+            elif kind != checkpoint.BLIP2_FILTER:
+                language = blip2_load.load_language_model(folder, settings, dtype)
+                tokenizer = blip2_load.load_language_tokenizer(folder)
+            else:
+                raise ConfigError(
+                    "model.language is not set: give the folder or hub id of a language model"
+                )
+            width = language.config.hidden_size
+            sizes = _trained(blip2_load.query_config(settings), config, width)
+            if kind != checkpoint.BLIP2_FILTER and not config.language:
+                model = blip2_load.load_prompt_model(folder, settings, sizes)
+            else:
+                model = blip2_load.load_new_prompt_model(folder, settings, sizes, seed=seed)
+            bert = _query_tokenizer(folder, kind) if config.read_prompt else None
         return cls(config, model.float(), language, tokenizer, bert, seed=seed, dtype=dtype)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -171,10 +173,11 @@ def _architecture(folder: Path) -> str:
         checkpoint.BLIP2_CAPTIONER,
         checkpoint.INSTRUCTED_CAPTIONER,
     )
-    names = checkpoint.read_json(folder / "config.json").get("architectures") or ["nothing"]
-    if names[0] not in known:
-        raise ModelError(f"model.start {folder}: is a {names[0]}, not a {' or a '.join(known)}")
-    return str(names[0])
+    names = read_json(folder / "config.json").get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "nothing"
+    if name not in known:
+        raise ModelError(f"model.start {folder}: is a {name}, not a {' or a '.join(known)}")
+    return name
 
 
 def _check_prompt(config: GenerateConfig, kind: str) -> None:
@@ -195,7 +198,7 @@ def _check_prompt(config: GenerateConfig, kind: str) -> None:
 def _query_tokenizer(folder: Path, kind: str) -> BertTokenizer:
     """BERT's, less the placeholder of images, for which the Q-Former has no embedding."""
     is_filter = kind == checkpoint.BLIP2_FILTER
-    whole = blip2_tokenizer(folder if is_filter else folder / checkpoint.QUERY_TOKENIZER)
+    whole = blip2_tokenizer(folder if is_filter else folder / QUERY_TOKENIZER)
     names = {token: i for token, i in whole.get_vocab().items() if token != IMAGE}
     return BertTokenizer(vocab=names, bos_token="[DEC]", do_lower_case=whole.do_lower_case)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from capfilt.data.loader import Loader
 from capfilt.data.maker import Encoder
 from capfilt.errors import ConfigError, ModelError
-from capfilt.models.checkpoint import Role, resolve_folder
+from capfilt.models.checkpoint import Role
 from capfilt.models.convert import blip_tokenizer
+from capfilt.models.harmless import open_folder
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.train.config import TrainConfig
 from capfilt.train.itc import ItcConfig
@@ -78,7 +79,7 @@ def vocabulary_of(vocabulary: str, weights: str, key: str = "model.text.weights"
             "vocabulary is not set: give BERT's vocab.txt or a tokenizer's folder, or a BERT "
             f"checkpoint as {key}"
         )
-    return Path(given) if Path(given).exists() else resolved("vocabulary", given)
+    return Path(given) if Path(given).is_file() else resolved("vocabulary", given)
 
 
 def start_folder(start: str, role: Role, stage: str = "blip_pretrain") -> Path:
@@ -104,7 +105,7 @@ def start_folder(start: str, role: Role, stage: str = "blip_pretrain") -> Path:
     if not (training / RECORD).is_file():
         return resolved("model.start", start)
     if (training / role / "config.json").is_file():
-        return training / role
+        return resolved("model.start", str(training / role))
     why = f"made no {role}" if (training / SUMMARY).is_file() else "is not finished: train it on"
     raise ModelError(f"model.start: the training in {start} {why}")
 
@@ -113,10 +114,10 @@ def resolved(key: str, source: str) -> Path:
     """The folder that a key names.
 
     Raises:
-        ModelError: There is no such folder or hub id.
+        ModelError: There is no such folder or hub id, or it is not harmless (`open_folder`).
     """
     try:
-        return resolve_folder(source)
+        return open_folder(source)
     except ModelError as error:
         raise ModelError(f"{key}: {error}") from None
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
+import operator
 import os
+import random
 import shutil
 import tarfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
+from capfilt.config import CaptionConfig, ScoringConfig
 from capfilt.errors import CapfiltError, ModelError
-from capfilt.models.load import load_captioner
+from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import Reason
 from capfilt.run.job import Summary, Where, inspect_models, run
 from capfilt.run.verify import verify
+from tests import blip2_checkpoints, checkpoints
 from tests.faults.conftest import Undisturbed, command, complete
 from tests.faults.hostile import KEPT, TEXT, jpeg, kinds, png, write_tar
 from tests.run.conftest import ledger_rows
@@ -233,13 +239,52 @@ def test_parquet_rows_of_odd_values_have_their_reasons(
 # Checkpoints
 
 
-def captioner_folder(undisturbed: Undisturbed, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(undisturbed.config.captioner, tmp_path / "model"))
+Loader = Callable[[Path], Any]
+SIMILARITY = ScoringConfig(match_prob=False, similarity=True)
+
+
+def _captioner(folder: Path) -> Any:
+    return load_captioner(str(folder), CaptionConfig(), seed=0, device="cpu")
+
+
+def _filter(folder: Path) -> Any:
+    return load_filter(str(folder), ScoringConfig(), device="cpu")
+
+
+def _clip(folder: Path) -> Any:
+    return load_filter(str(folder), SIMILARITY, device="cpu")
+
+
+# Each architecture: how a test makes its folder, and how it is loaded.
+ARCHITECTURES: dict[str, tuple[Callable[[Path], Path], Loader]] = {
+    "BLIP captioner": (checkpoints.make_captioner, _captioner),
+    "BLIP filter": (checkpoints.make_filter, _filter),
+    "BLIP-2 captioner": (blip2_checkpoints.make_captioner, _captioner),
+    "BLIP-2 filter": (blip2_checkpoints.make_filter, _filter),
+    "CLIP": (checkpoints.make_clip, _clip),
+}
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: make(folder / name) for name, (make, _) in ARCHITECTURES.items()}
 
 
 def _edit(folder: Path, name: str, **fields: Any) -> None:
     tree = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**tree, **fields}))
+
+
+def _part(part: str, **fields: Any) -> Callable[[Path], None]:
+    """Changes sizes of a part, where a model has it."""
+
+    def edit(folder: Path) -> None:
+        tree = json.loads((folder / "config.json").read_text())
+        part_of_it = part if part in tree else "vision_config"
+        _edit(folder, "config.json", **{part_of_it: {**tree[part_of_it], **fields}})
+
+    return edit
 
 
 def _link_out(folder: Path) -> None:
@@ -257,11 +302,13 @@ def _weights_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _text(folder: Path, **fields: Any) -> None:
-    text = json.loads((folder / "config.json").read_text())["text_config"]
-    _edit(folder, "config.json", text_config={**text, **fields})
+def _without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(next(name for name in sorted(tensors) if name.endswith("fc1.weight")))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+ENDLESS = {"num_hidden_layers": 10**9}
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a pickle": (_only_a_pickle, "a pickle, which could run any code"),
     "remote code": (
@@ -274,11 +321,19 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a link out": (_link_out, "links to /etc/passwd, outside the folder"),
     "weights elsewhere": (_weights_elsewhere, r"has no \.\./w\.safetensors"),
-    "other shapes": (lambda f: _text(f, intermediate_size=96), "has shape"),
-    "endless layers": (lambda f: _text(f, num_hidden_layers=10**9), "num_hidden_layers is 10000"),
-    "no layers": (lambda f: _text(f, num_hidden_layers=-1), "num_hidden_layers is -1"),
-    "a word for a number": (lambda f: _text(f, hidden_size="large"), "config.json"),
-    "a list for a part": (lambda f: _edit(f, "config.json", text_config=[1]), "config.json"),
+    "other shapes": (_part("vision_config", intermediate_size=96), "has shape"),
+    "a tensor less": (_without_a_tensor, r"fc1.weight is missing"),
+    "endless layers of images": (_part("vision_config", **ENDLESS), "num_hidden_layers is 10000"),
+    "endless layers of text": (_part("text_config", **ENDLESS), "num_hidden_layers is 10000"),
+    "endless layers of queries": (_part("qformer_config", **ENDLESS), "num_hidden_layers is 1000"),
+    "an endless vocabulary": (_part("text_config", vocab_size=10**12), "vocab_size is 10000"),
+    "no layers": (_part("vision_config", num_hidden_layers=-1), "num_hidden_layers is -1|not of"),
+    "no heads": (
+        _part("vision_config", num_attention_heads=0),
+        "0 attention heads|no model can be made",
+    ),
+    "a word for a number": (_part("vision_config", hidden_size="large"), "config.json"),
+    "a list for a part": (lambda f: _edit(f, "config.json", vision_config=[1]), "config.json"),
     "damaged weights": (
         lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 999) and None,
         "cannot be read",
@@ -290,17 +345,51 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_checkpoint_of_this_kind_is_refused(
-    kind: str, undisturbed: Undisturbed, tmp_path: Path
+    kind: str, architecture: str, wholes: dict[str, Path], tmp_path: Path
 ) -> None:
     spoil, message = CHECKPOINTS[kind]
-    folder = captioner_folder(undisturbed, tmp_path)
+    folder = Path(shutil.copytree(wholes[architecture], tmp_path / "model"))
     spoil(folder)
-    config = undisturbed.config
     with pytest.raises(ModelError, match=message) as raised:
-        load_captioner(str(folder), config.captions, seed=0)
+        ARCHITECTURES[architecture][1](folder)
     assert "\n" not in str(raised.value)
+
+
+# Of a config.json of each kind, one value changed: a model, or a refusal by an error for people.
+ANY_VALUE = [0, -1, 7, 10**12, 2**24, "x", None, [], {}, 1e300, True]
+
+
+def _paths(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*above, key))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_config_with_any_value_in_any_place_loads_or_is_refused(
+    architecture: str, wholes: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(wholes[architecture], tmp_path / "model"))
+    text = (folder / "config.json").read_text()
+    places = list(_paths(json.loads(text)))
+    drawn = random.Random(architecture)
+    refusals = 0
+    for _ in range(60):
+        tree = json.loads(text)
+        *above, key = drawn.choice(places)
+        part = functools.reduce(operator.getitem, above, tree)
+        part[key] = drawn.choice(ANY_VALUE)
+        (folder / "config.json").write_text(json.dumps(tree))
+        try:
+            ARCHITECTURES[architecture][1](folder)
+        except ModelError as error:
+            refusals += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refusals > 10
 
 
 def test_checkpoint_in_the_hubs_cache_may_link_to_its_blobs(

@@ -56,6 +56,35 @@ def test_find_shards_allow_unfinished_takes_all(tmp_path: Path) -> None:
     assert found.unfinished == ()
 
 
+@pytest.mark.parametrize(
+    "stats",
+    [
+        pytest.param(b"[" * 200_000, id="nested brackets"),
+        pytest.param(b'{"successes": 1e999}', id="infinity"),
+        pytest.param(b'{"successes": NaN}', id="no number"),
+        pytest.param(b'{"successes": -5}', id="negative"),
+        pytest.param(b'{"successes": ' + b"9" * 30 + b"}", id="more than there can be"),
+        pytest.param(b'{"successes": ' + b"9" * 5000 + b"}", id="too many digits"),
+        pytest.param(b'{"successes": "7"}', id="a word"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"\xff", id="no text"),
+    ],
+)
+def test_find_shards_stats_of_anything_is_unfinished(stats: bytes, tmp_path: Path) -> None:
+    put(tmp_path, "00000.tar", "00000_stats.json", "00001.tar")
+    (tmp_path / "00001_stats.json").write_bytes(stats)
+    found = find_shards(str(tmp_path))
+    assert [(shard.id, shard.expected) for shard in found.shards] == [("00000", 1)]
+    assert found.unfinished == ("00001",)
+
+
+def test_find_shards_stats_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    put(tmp_path, "00001.tar")
+    with (tmp_path / "00001_stats.json").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    assert find_shards(str(tmp_path)).unfinished == ("00001",)
+
+
 def test_find_shards_stats_cut_off_by_a_kill_is_unfinished(tmp_path: Path) -> None:
     img2dataset_webdataset(tmp_path)
     (tmp_path / "00001_stats.json").write_bytes(b'{"count"')
