@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - hooks
 from tests.web_server import WebServer
 
 
