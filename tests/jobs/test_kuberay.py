@@ -131,6 +131,9 @@ def _workers(group: Tree) -> Iterator[str]:
     pod = group["template"]["spec"]
     yield from _pod(name, pod)
     [container] = pod["containers"]
+    # Operators that tell Ray the limit alone would have it count the cores of the whole machine.
+    if group["rayStartParams"].get("num-cpus") != container["resources"]["requests"]["cpu"]:
+        yield f"{name}: num-cpus is to be what is asked for"
     command = container["lifecycle"]["preStop"]["exec"]["command"]
     try:
         stop = ray_command(command)
@@ -248,6 +251,7 @@ _GPU = "rayClusterSpec/workerGroupSpecs/0"
         (_set("rayClusterSpec/headGroupSpec/rayStartParams", {"num-cpus": 0}), "strings only"),
         (_set("rayClusterSpec/headGroupSpec/rayStartParams/no-cpus", "1"), "no-cpus"),
         (_set(f"{_GPU}/replicas", 9), "outside their bounds"),
+        (_set(f"{_GPU}/rayStartParams", {}), "num-cpus is to be what is asked for"),
         (_set(f"{_GPU}/template/spec/terminationGracePeriodSeconds", 20), "before Ray has stopped"),
         (_set(f"{_GPU}/template/spec/volumes", [{"name": "other"}]), "of no volume"),
         (_set("entrypoint", "bash /jobs/run.sh"), "nothing is mounted there"),
