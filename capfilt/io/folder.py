@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from capfilt.config import ImageConfig
 from capfilt.io import files
 from capfilt.io.files import Entry
-from capfilt.io.members import Members, readable, split_name
+from capfilt.io.members import TEXT_EXTS, Members, readable, split_name
 from capfilt.record import Sample
 from capfilt.shard import InputShard
 
@@ -18,8 +18,10 @@ from capfilt.shard import InputShard
 _SAMPLES_AT_ONCE = 16
 
 
-def read_folder(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def read_folder(shard: InputShard, limits: ImageConfig, images: bool = True) -> Iterator[Sample]:
     """The samples of a folder, sorted by key; a few samples in memory at a time.
+
+    Without `images` only texts and metadata are read.
 
     Raises:
         InputError: The folder or a file of it cannot be read.
@@ -34,7 +36,7 @@ def read_folder(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     def read(key: str) -> Sample:
         members = Members(readable(key)[0], limits, shard.source)
         for ext, entry in by_key[key]:
-            if members.wants(ext, entry.size_bytes):
+            if members.wants(ext, entry.size_bytes) and (images or ext in TEXT_EXTS):
                 members.add(ext, files.read_bytes(entry.url))
         return members.sample()
 

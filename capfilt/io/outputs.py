@@ -5,8 +5,8 @@ ledger/<id>.parquet          every text of it with its scores and verdict
 commits/<id>.json            written last: what has no commit does not exist
 failures/<id>.json           the shards that were given up
 partial/<id>/...             of shards under way: what became of their first samples
+looks/<id>.npz               hashes of its images, where copies were looked for
 manifest.json                what the run was
-duplicates.json              copies of images in INPUT, where a run has looked for them
 lease.json                   who works on it, as long as somebody does
 """
 
@@ -19,8 +19,8 @@ FAILURES = "failures"
 PARTIAL = "partial"
 MANIFEST = "manifest.json"
 LEASE = "lease.json"
-DUPLICATES = "duplicates.json"
-FOLDERS = ("data", "ledger", COMMITS, FAILURES, PARTIAL)
+LOOKS = "looks"
+FOLDERS = ("data", "ledger", COMMITS, FAILURES, PARTIAL, LOOKS)
 
 _ENDINGS = {"webdataset": "tar", "parquet": "parquet"}
 
@@ -47,6 +47,11 @@ def commit_path(shard_id: str) -> str:
 def partial_path(shard_id: str) -> str:
     """Of the folder of what is known before a shard's commit."""
     return f"{PARTIAL}/{shard_id}"
+
+
+def looks_path(shard_id: str) -> str:
+    """Of the hashes of a shard's images."""
+    return f"{LOOKS}/{shard_id}.npz"
 
 
 def failure_path(shard_id: str) -> str:

@@ -58,8 +58,10 @@ _EXTRA = pa.struct([("ext", pa.string()), ("data", pa.binary())])
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def read_parquet(shard: InputShard, limits: ImageConfig, images: bool = True) -> Iterator[Sample]:
     """The samples of a Parquet shard in its order, a few rows in memory at a time.
+
+    Without `images` their column is not read.
 
     A row that img2dataset marks as failed is no sample. The metadata is every column but the
     image, as Python values; nanoseconds as integers.
@@ -73,7 +75,8 @@ def read_parquet(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
             parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
             column = image_column(parquet.schema_arrow, shard.url)
             row_number = 0
-            for batch in parquet.iter_batches(batch_size=_ROWS_READ):
+            names = [name for name in parquet.schema_arrow.names if images or name != column]
+            for batch in parquet.iter_batches(batch_size=_ROWS_READ, columns=names):
                 yield from samples_of(batch, column, row_number, shard, limits)
                 row_number += batch.num_rows
         except _DAMAGE as error:
@@ -98,9 +101,13 @@ def read_text_rows(shard: InputShard) -> Iterator[Sample]:
 def samples_of(
     batch: Any, image_column: str, row_number: int, shard: InputShard, limits: ImageConfig
 ) -> Iterator[Sample]:
-    """The samples in a record batch, which begins with row `row_number` of its shard."""
+    """The samples in a record batch, which begins with row `row_number` of its shard.
+
+    Without the image column, all its samples are taken to have one.
+    """
     columns = {name: _values(batch.column(name)) for name in batch.schema.names}
-    images = columns.pop(image_column)
+    has_images = image_column in columns
+    images = columns.pop(image_column) if has_images else [None] * batch.num_rows
     caption_column = next((name for name in CAPTION_COLUMNS if name in columns), None)
     raw_captions = _raw_texts(batch.column(caption_column)) if caption_column else None
     for i, value in enumerate(images):
@@ -110,7 +117,7 @@ def samples_of(
             continue
         problem = None
         if image is None:
-            problem = Reason.NO_IMAGE
+            problem = Reason.NO_IMAGE if has_images else None
         elif len(image) > limits.max_bytes:
             image, problem = None, Reason.IMAGE_TOO_LARGE
         yield Sample(

@@ -15,7 +15,7 @@ from capfilt.io.tar import read_tar
 from capfilt.record import Reason, Sample
 from capfilt.shard import Form, InputShard
 
-Reader = Callable[[InputShard, ImageConfig], Iterator[Sample]]
+Reader = Callable[[InputShard, ImageConfig, bool], Iterator[Sample]]
 
 _READERS: Mapping[Form, Reader] = {
     Form.TAR: read_tar,
@@ -25,7 +25,9 @@ _READERS: Mapping[Form, Reader] = {
 }
 
 
-def read_samples(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def read_samples(
+    shard: InputShard, limits: ImageConfig, *, images: bool = True
+) -> Iterator[Sample]:
     """The samples of a shard in its own order, a few in memory at a time.
 
     A sample that is of no use has a `problem`; a key that cannot name a file and a key that the
@@ -34,19 +36,20 @@ def read_samples(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
     Args:
         shard: What to read.
         limits: Images of more bytes are not kept.
+        images: Whether to read images and extras; without, texts and metadata come alone.
 
     Raises:
         InputError: The shard cannot be read, is truncated or damaged, or does not have the images
             that img2dataset says it has. What was read before must not be used.
     """
     seen: set[str] = set()
-    images = 0
-    for sample in _READERS[shard.form](shard, limits):
-        images += sample.problem is not Reason.NO_IMAGE
+    count = 0
+    for sample in _READERS[shard.form](shard, limits, images):
+        count += sample.problem is not Reason.NO_IMAGE
         yield _with_checked_key(sample, seen)
-    if shard.expected is not None and images != shard.expected:
+    if shard.expected is not None and count != shard.expected:
         raise InputError(
-            f"{shard.url}: {images} images, but its _stats.json says {shard.expected}; "
+            f"{shard.url}: {count} images, but its _stats.json says {shard.expected}; "
             "download it again, or remove its _stats.json and use --allow-unfinished"
         )
 

@@ -19,7 +19,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.fields import output_json
-from capfilt.io.members import Members, readable, split_name
+from capfilt.io.members import TEXT_EXTS, Members, readable, split_name
 from capfilt.record import Annotated, Sample
 from capfilt.shard import InputShard
 
@@ -31,23 +31,28 @@ _END_BYTES = 2 * tarfile.BLOCKSIZE  # two blocks of zeros end an archive
 _DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError)
 
 
-def read_tar(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def read_tar(shard: InputShard, limits: ImageConfig, images: bool = True) -> Iterator[Sample]:
     """The samples of a WebDataset tar in its order; one sample in memory at a time.
+
+    Without `images` all members but texts and metadata are passed over, where the file can seek.
 
     Links, folders, devices, hidden files and names without a dot are no members of a sample.
 
     Raises:
         InputError: The tar is missing, truncated or damaged. Samples before the damage were given.
     """
+    can_seek = not images and files.local_path(shard.url) is not None
     with files.open_read(shard.url) as file, files.storage_errors(shard.url):
-        stream = _Stream(file, shard.url)
+        stream = _Stream(file, shard.url, can_seek=can_seek)
         try:
-            yield from _samples(stream, shard, limits)
+            yield from _samples(stream, shard, limits, images)
         except _DAMAGE as error:
             raise InputError(f"{shard.url}: a truncated or damaged tar ({error})") from error
 
 
-def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+def _samples(
+    stream: _Stream, shard: InputShard, limits: ImageConfig, images: bool
+) -> Iterator[Sample]:
     # Not `r|`: its buffer is copied again for every member. This needs `read`, `tell` and a
     # `seek` forwards, which a stream can do as well.
     with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -66,7 +71,7 @@ def _samples(stream: _Stream, shard: InputShard, limits: ImageConfig) -> Iterato
                 if open_sample is not None:
                     yield open_sample.sample()
                 open_sample = Members(key, limits, shard.source)
-            if open_sample.wants(ext, member.size):
+            if open_sample.wants(ext, member.size) and (images or ext in TEXT_EXTS):
                 open_sample.add(ext, stream.read_all(member.size))
         stream.check_end(tar.offset)
         if open_sample is not None:
@@ -80,9 +85,10 @@ class _Stream(io.RawIOBase):
     else. It needs no second request and no seeking back, so any stream will do.
     """
 
-    def __init__(self, file: BinaryIO, url: str) -> None:
+    def __init__(self, file: BinaryIO, url: str, *, can_seek: bool) -> None:
         self._file = file
         self._url = url
+        self._can_seek = can_seek
         self._at = 0
         self._last = b""  # what was read last: at the end, the header that tarfile stopped at
 
@@ -121,6 +127,8 @@ class _Stream(io.RawIOBase):
         """Read on to a later offset."""
         if whence != io.SEEK_SET or offset < self._at:
             raise io.UnsupportedOperation("a stream goes forwards only")
+        if self._can_seek and offset - self._at > _CHUNK_BYTES // 64:
+            self._at = self._file.seek(offset)
         while self._at < offset and self.read(min(offset - self._at, _CHUNK_BYTES)):
             pass
         return self._at

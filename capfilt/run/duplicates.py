@@ -1,34 +1,30 @@
 """Copies of images in an input, found before a model sees one of them.
 
-A pass over the whole input by the driver's cores, which a run with `images.dedupe` makes before it
+A pass over the input by the driver's cores, which a run with `images.dedupe` makes before it
 starts: of copies in two shards the one stays whose shard's id comes first, so what a shard drops
-does not depend on the order in which shards are done. What was found lies in OUTPUT, and a resume
-over the same input reads it.
+does not depend on the order in which shards are done. The hashes of a shard stay in OUTPUT, so a
+later call reads those of the shards that it knows and the images of the others.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
-
-from capfilt.config import IMAGE_FORMATS, ImageConfig
+from capfilt.config import ImageConfig
 from capfilt.errors import InputError
-from capfilt.io import files, outputs, publish
-from capfilt.io.commits import encode
-from capfilt.io.likeness import Likeness, Looks, find_duplicates, likeness
+from capfilt.io.likeness import EvaluationSet, Likeness, likeness
+from capfilt.io.looks import Looks, find_duplicates
 from capfilt.io.reader import read_samples
 from capfilt.record import Reason, Sample, Source
 from capfilt.run.flow import in_order
 from capfilt.shard import InputShard
 
 _WAITING = 64  # images in memory
+_READS = 32  # of hashes, which is waiting for the store
 
 log = logging.getLogger("capfilt")
 
@@ -37,81 +33,65 @@ Duplicates = Mapping[str, Mapping[int, Reason]]
 
 
 def duplicates_among(
-    shards: Sequence[InputShard], config: ImageConfig, output_url: str
+    shards: Sequence[InputShard],
+    config: ImageConfig,
+    output_url: str,
+    excluded: EvaluationSet | None = None,
 ) -> Duplicates:
     """By shard, the numbers of the samples that an earlier image is already.
 
-    Images that will fail (too small, say) are nobody's original. A shard that cannot be read is
-    left to its worker, which will say why. Human-annotated images are left alone.
+    Images that will fail (too small, say) or are of the evaluation sets are nobody's original. A
+    shard that cannot be read is left to its worker, which will say why. Human-annotated images are
+    left alone.
+
+    Args:
+        shards: Of INPUT.
+        config: Its `dedupe` is on.
+        output_url: Where hashes are kept.
+        excluded: The evaluation sets.
 
     Raises:
-        CommitError: What was found cannot be written to OUTPUT.
+        CommitError: Hashes cannot be written to OUTPUT.
     """
-    url, key = files.join(output_url, outputs.DUPLICATES), _key(shards, config)
-    known = _read(url, key)
-    if known is not None:
-        return known
-    duplicates, is_whole = _look(shards, config)
+    assert config.dedupe is not None
+    web = sorted((s for s in shards if s.source is not Source.HUMAN), key=lambda shard: shard.id)
+    limits = [config.dedupe, config.max_bytes, config.max_pixels, config.min_side]
+    made_of = {s.id: json.dumps([s.url, s.size_bytes, s.version, *limits]) for s in web}
+
+    def recall(shard: InputShard) -> tuple[InputShard, Looks | None]:
+        return shard, Looks.recall(output_url, shard.id, made_of[shard.id])
+
+    looks = {}
+    cores = len(os.sched_getaffinity(0))
+    with (
+        ThreadPoolExecutor(_READS, thread_name_prefix="looks") as reading,
+        ThreadPoolExecutor(cores, thread_name_prefix="hash") as hashing,
+    ):
+        for shard, known in in_order(reading, recall, web, most=_READS):
+            found = known
+            if found is None:
+                try:
+                    found = _look(shard, config, hashing)
+                except InputError as error:
+                    log.warning("not looked at for duplicates: %s", error)
+                    continue
+                found.keep(output_url, shard.id, made_of[shard.id])
+            looks[shard.id] = found if excluded is None else found.only(~found.held_by(excluded))
+    duplicates = find_duplicates(looks, config.dedupe)
     log.info("%d images are copies of others", sum(map(len, duplicates.values())))
-    if is_whole:
-        publish.write_bytes(url, encode({"of": key, "duplicates": duplicates}))
     return duplicates
 
 
-def _key(shards: Iterable[InputShard], config: ImageConfig) -> str:
-    """sha256 of what decides: the input's shards by size and version, and the limits."""
-    seen = sorted((shard.id, shard.size_bytes, shard.version) for shard in shards)
-    limits = [config.dedupe, config.max_bytes, config.min_side]
-    return hashlib.sha256(json.dumps([limits, seen]).encode()).hexdigest()
-
-
-def _read(url: str, key: str) -> Duplicates | None:
-    if not files.exists(url):
-        return None
-    try:
-        tree = json.loads(files.read_bytes(url))
-        if tree["of"] != key:
-            return None
-        found: dict[str, dict[str, str]] = tree["duplicates"]
-        return {
-            shard_id: {int(number): Reason(reason) for number, reason in of_shard.items()}
-            for shard_id, of_shard in found.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # not of this version, or damaged: found anew
-
-
-def _look(shards: Iterable[InputShard], config: ImageConfig) -> tuple[Duplicates, bool]:
-    """The duplicates, and whether every shard could be looked at."""
-    looks, is_whole = {}, True
+def _look(shard: InputShard, config: ImageConfig, pool: ThreadPoolExecutor) -> Looks:
     by_looks = config.dedupe == "perceptual"
 
     def hash_one(sample: Sample) -> Likeness | None:
-        image = sample.image
-        if image is None or sample.problem is not None or _shorter_side(image) < config.min_side:
+        if sample.image is None or sample.problem is not None:
             return None
-        return likeness(image, look=by_looks)
+        like = likeness(sample.image, look=by_looks, limits=config)
+        # What cannot be seen fails. By bytes alone its copies do so as well, whatever is said here.
+        return None if by_looks and like.phash is None else like
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="hash") as pool:
-        for shard in sorted(shards, key=lambda shard: shard.id):
-            if shard.source is Source.HUMAN:
-                continue
-            samples = read_samples(shard, config)
-            try:
-                hashed = list(in_order(pool, hash_one, samples, most=_WAITING))
-            except InputError as error:
-                log.warning("not looked at for duplicates: %s", error)
-                is_whole = False
-                continue
-            found = [(number, like) for number, like in enumerate(hashed) if like is not None]
-            looks[shard.id] = Looks.of([n for n, _ in found], [like for _, like in found])
-    assert config.dedupe is not None
-    return find_duplicates(looks, config.dedupe), is_whole
-
-
-def _shorter_side(image: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
-            return min(opened.size)
-    except Exception:  # noqa: BLE001 - decoders raise nearly every class on bad data
-        return 0
+    hashed = enumerate(in_order(pool, hash_one, read_samples(shard, config), most=_WAITING))
+    found = [(number, like) for number, like in hashed if like is not None]
+    return Looks.of([number for number, _ in found], [like for _, like in found])

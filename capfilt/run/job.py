@@ -190,7 +190,9 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
         arrivals = Arrivals(task, where, progress, inputs) if where.watch else None
         if works or arrivals is not None:
             if task.config.images.dedupe is not None:
-                found = duplicates_among(inputs.shards, task.config.images, where.output)
+                found = duplicates_among(
+                    inputs.shards, task.config.images, where.output, task.excluded
+                )
                 task = replace(task, duplicates=found)
             engine = _start(task, where, len(works) if arrivals is None else None)
             stream = chain(works, arrivals or ())

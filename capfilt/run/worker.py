@@ -305,10 +305,6 @@ class Worker:
         if sample.problem is not None or sample.image is None:
             return Decoded(replace(sample, image=None), {})
         image = sample.image
-        if sample.unwanted is None and self._is_excluded(image):
-            sample = replace(sample, unwanted=Reason.EVALUATION_IMAGE)
-        if sample.unwanted is not None:
-            return Decoded(replace(sample, image=None), {})
         is_large = images.count_pixels(image) > LARGE_PIXELS
         try:
             try:
@@ -319,11 +315,18 @@ class Worker:
                     pixels = self._pixels(image)
         except images.ImageError as error:
             return Decoded(replace(sample, image=None, problem=error.reason), {})
+        if self._is_excluded(image):  # before a copy: as a cut decides
+            sample = replace(sample, unwanted=Reason.EVALUATION_IMAGE)
+        if sample.unwanted is not None:
+            return Decoded(replace(sample, image=None), {})
         return Decoded(sample, pixels)
 
     def _is_excluded(self, image: bytes) -> bool:
         excluded = self.task.excluded
-        return excluded is not None and excluded.has(likeness(image, look=excluded.looks))
+        if excluded is None:
+            return False
+        limits = self.task.config.images
+        return excluded.has(likeness(image, look=excluded.looks, limits=limits))
 
     def _pixels(self, image: bytes) -> dict[images.PixelSpec, torch.Tensor]:
         with self.meter.stage("decode"):

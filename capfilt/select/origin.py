@@ -16,8 +16,9 @@ from capfilt.config import ImageConfig, OutputConfig
 from capfilt.cut import Mask, Rows, ScoreName
 from capfilt.errors import ConfigError, InputError
 from capfilt.io import files, outputs
-from capfilt.io.commits import Commit, InputRecord, list_commits
+from capfilt.io.commits import Commit, list_commits
 from capfilt.io.fields import OURS
+from capfilt.io.inputs import is_unchanged
 from capfilt.io.ledger import read_ledger_columns
 from capfilt.io.members import MAX_TEXT_BYTES
 from capfilt.io.parquet import read_text_rows
@@ -30,6 +31,7 @@ from capfilt.shard import Form, InputShard
 
 CUT_OF = "cut_of"  # in a manifest's `decisive`: the fingerprint of what a cut was made from
 RULES_ON_IMAGES = ("where", "exclude", "dedupe_images")  # of a manifest's selection
+_OTHER = "but that is another file now"
 _FORMS = {"tar": Form.TAR, "parquet": Form.PARQUET}
 
 
@@ -149,7 +151,9 @@ class Origin:
         """
         return read_ledger_columns(self.ledger_url(shard_id), ["text"])["text"]
 
-    def samples(self, shard_id: str, needed: Mask) -> Iterator[tuple[int, Sample]]:
+    def samples(
+        self, shard_id: str, needed: Mask, *, images: bool = True
+    ) -> Iterator[tuple[int, Sample]]:
         """The samples of some images, with their numbers in the ledger, in its order.
 
         From its own data where they are all there, else from what it was made from. Metadata is
@@ -158,27 +162,29 @@ class Origin:
         Args:
             shard_id: Of a shard.
             needed: One flag per image of its ledger.
+            images: Whether to read more than texts and metadata.
 
         Raises:
             InputError: They cannot be read, or are not those of the ledger.
         """
         present = self.rows(shard_id).with_kept()
         if not (needed & ~present).any():
-            found = self._own(shard_id, present)
+            found = self._own(shard_id, present, images=images)
         elif self.parent is not None:
-            yield from self.parent.samples(shard_id, needed)
-            return
+            found = self.parent.samples(shard_id, needed, images=images)
         else:
-            found = self._of_input(shard_id, int((needed & ~present).sum()), len(needed))
+            found = self._of_input(shard_id, int((needed & ~present).sum()), images=images)
         for number, sample in found:
             if needed[number]:
                 yield number, sample
 
-    def _own(self, shard_id: str, present: Mask) -> Iterator[tuple[int, Sample]]:
+    def _own(self, shard_id: str, present: Mask, *, images: bool) -> Iterator[tuple[int, Sample]]:
         shard = self.shard(shard_id)
         is_row = shard.form is Form.PARQUET
-        text_only = is_row and not self.output.images
-        found = read_text_rows(shard) if text_only else read_samples(shard, _no_limits())
+        if is_row and not self.output.images:
+            found = read_text_rows(shard)
+        else:
+            found = read_samples(shard, _no_limits(), images=images)
         keys = self.keys(shard_id)
         numbers = iter(np.nonzero(present)[0].tolist())
         for sample in found:
@@ -194,31 +200,61 @@ class Origin:
         if next(numbers, None) is not None:
             raise InputError(f"{shard.url}: fewer samples than its ledger says")
 
-    def _of_input(self, shard_id: str, missing: int, images: int) -> Iterator[tuple[int, Sample]]:
+    def _of_input(
+        self, shard_id: str, missing: int, *, images: bool
+    ) -> Iterator[tuple[int, Sample]]:
         """From INPUT: what the run dropped is nowhere else."""
-        record = self.commits[shard_id].input
-        why = f"shard {shard_id}: {missing:,} images that {self.url} does not hold"
-        if record.form == Form.PAIRS:
-            raise InputError(f"{why} are of a captions file: run again with its images in the data")
-        shard = _as_shard(shard_id, record, why)
-        keys = self.keys(shard_id)
+        why = f"{missing:,} images that {self.url} does not hold"
+        shard = self.input_shard(shard_id, why)
+        keys, texts = (self._of_images(shard_id, column) for column in ("key", "text"))
         limits = ImageConfig(**self.manifest.config["images"])
         number = -1
-        for number, sample in enumerate(read_samples(shard, limits)):
-            if number >= images or sample.key != keys[number]:
-                raise InputError(f"{why} should be in {shard.url}, but that is another file now")
+        for number, sample in enumerate(read_samples(shard, limits, images=images)):
+            is_there = number < len(keys)
+            if not is_there or (sample.key, sample.texts[0].content) != (
+                keys[number],
+                texts[number],
+            ):
+                raise InputError(f"shard {shard_id}: {why} should be in {shard.url}, {_OTHER}")
             yield number, sample
-        if number + 1 != images:
-            raise InputError(f"{why} should be in {shard.url}, but that is another file now")
+        if number + 1 != len(keys):
+            raise InputError(f"shard {shard_id}: {why} should be in {shard.url}, {_OTHER}")
+
+    def input_shard(self, shard_id: str, what: str = "its images") -> InputShard:
+        """What a run made a shard from, as it was then.
+
+        Args:
+            shard_id: Of a shard.
+            what: That is wanted of it, for a message.
+
+        Raises:
+            InputError: It is gone, or another one now, whose images are not those of the ledger.
+        """
+        record = self.commits[shard_id].input
+        form, why = Form(record.form), f"shard {shard_id}: {what}"
+        if form is Form.PAIRS:
+            raise InputError(f"{why} are of a captions file: run again with its images in the data")
+        source = Source.HUMAN if shard_id.startswith("human-") else Source.WEB
+        shard = InputShard(shard_id, form, record.url, record.size_bytes, record.version, source)
+        if not files.exists(shard.url):
+            raise InputError(f"{why} were in {shard.url}, which is not there any more")
+        if not is_unchanged(shard):
+            raise InputError(f"{why} were in {shard.url}, which has changed since the run")
+        return shard
 
     def keys(self, shard_id: str) -> list[str]:
         """The key of each image in a shard's ledger."""
-        table = read_ledger_columns(self.ledger_url(shard_id), ["key", "source", "index"])
-        is_image = pc.and_(
+        return self._of_images(shard_id, "key")
+
+    def _of_images(self, shard_id: str, column: str) -> list[Any]:
+        """A column of a shard's ledger, from the first row of each image: its web or human text."""
+        columns = list(dict.fromkeys((column, "source", "index")))
+        table = read_ledger_columns(self.ledger_url(shard_id), columns)
+        is_first = pc.and_(
             pc.not_equal(table["source"].cast(pa.string()), str(Source.SYNTHETIC)),
             pc.equal(table["index"], 0),
         )
-        return list(table["key"].filter(is_image).to_pylist())
+        return list(table[column].filter(is_first).to_pylist())
 
 
 def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str, Any]:
@@ -235,17 +271,6 @@ def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str,
     found = {name: value for name, value in stored.items() if is_row or name not in OURS}
     too_long = len(web.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES
     return {**found, "caption": web} if too_long and "caption" not in found else found
-
-
-def _as_shard(shard_id: str, record: InputRecord, why: str) -> InputShard:
-    form = Form(record.form)
-    entry = files.info(record.url)
-    if entry is None:
-        raise InputError(f"{why} were in {record.url}, which is not there any more")
-    if form is not Form.FILES and entry.size_bytes != record.size_bytes:
-        raise InputError(f"{why} were in {record.url}, which has changed since the run")
-    source = Source.HUMAN if shard_id.startswith("human-") else Source.WEB
-    return InputShard(shard_id, form, record.url, record.size_bytes, record.version, source)
 
 
 def _real(url: str) -> str:

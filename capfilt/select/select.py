@@ -14,7 +14,6 @@ from capfilt.errors import ConfigError
 from capfilt.io import files
 from capfilt.io.commits import list_outputs, read_commits
 from capfilt.io.lease import Lease
-from capfilt.io.likeness import EvaluationSet
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
 from capfilt.run.engine import Work
@@ -126,7 +125,7 @@ def select(
             raise ConfigError(f"{url}: memory of one process, and a cut takes several")
     origin.check_apart(output_url, "NEW_OUTPUT")
     check_output(output_url)
-    survey = Survey.of(origin, config)
+    survey = Survey.of(origin, config, output_url)
     output = replace(origin.output, images=images and origin.output.images)
     manifest = _manifest(survey, output)
     with Lease(output_url, "capfilt select") as lease:
@@ -205,7 +204,7 @@ def _manifest(survey: Survey, output: OutputConfig) -> Manifest:
         "cut_version": CUT_VERSION,
         CUT_OF: old.fingerprint,
         "selection": to_dict(config),
-        "exclude": EvaluationSet.load(config.exclude).digest() if config.exclude else None,
+        "exclude": survey.facts.excluded,
         "facts": survey.facts.digest(),
         "output": to_dict(output),
     }

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from capfilt.cut import (
     sortable,
 )
 from capfilt.errors import InputError
+from capfilt.io.likeness import EvaluationSet
 from capfilt.record import Reason
 from capfilt.run.flow import in_order
 from capfilt.select.origin import Origin
@@ -57,6 +58,7 @@ class Facts:
     images: Mapping[str, Codes] = field(default_factory=dict)  # by shard: reasons, per image
     cutoff: Cutoff | None = None
     captions: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # rows to drop
+    excluded: str | None = None  # digest of the evaluation sets
 
     def digest(self) -> str:
         """sha256 of all facts, in hex: other facts, another cut."""
@@ -79,24 +81,32 @@ class Survey:
     facts: Facts = Facts()
 
     @classmethod
-    def of(cls, origin: Origin, config: CutConfig) -> Survey:
+    def of(cls, origin: Origin, config: CutConfig, output_url: str | None = None) -> Survey:
         """Find all facts that the rules need.
+
+        Args:
+            origin: What is cut.
+            config: The rules.
+            output_url: Where hashes of images are kept for a resume.
 
         Raises:
             InputError, ConfigError: A ledger or an image cannot be read, a score is missing.
         """
         survey = cls(origin, config)
         if config.judges_images:
-            survey = cls(origin, config, Facts(images=judge_images(origin, config, survey.begin)))
-        if config.keep_fraction is not None:
-            facts = Facts(survey.facts.images, survey._find_cutoff(config.keep_fraction))
-            survey = cls(origin, config, facts)
-        if config.dedupe_captions:
-            facts = survey.facts
-            survey = cls(
-                origin, config, Facts(facts.images, facts.cutoff, survey._find_duplicates())
+            excluded = EvaluationSet.load(config.exclude) if config.exclude else None
+            images = judge_images(origin, config, survey.begin, excluded, output_url)
+            survey = survey._knowing(
+                images=images, excluded=None if excluded is None else excluded.digest()
             )
+        if config.keep_fraction is not None:
+            survey = survey._knowing(cutoff=survey._find_cutoff(config.keep_fraction))
+        if config.dedupe_captions:
+            survey = survey._knowing(captions=survey._find_duplicates())
         return survey
+
+    def _knowing(self, **facts: Any) -> Survey:
+        return replace(self, facts=replace(self.facts, **facts))
 
     @property
     def ranked_by(self) -> ScoreName | None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io.likeness import EvaluationSet, likeness, near_any, near_earlier
+from capfilt.io.looks import Looks
 from tests.select.test_pictures import photo
 
 
@@ -43,6 +45,13 @@ def test_likeness_of_what_is_no_image_is_its_bytes_alone() -> None:
     assert (found.sha256, found.phash) == (hashlib.sha256(b"<html>").digest(), None)
 
 
+def test_likeness_sees_no_image_that_a_run_would_not_decode() -> None:
+    large, small = ImageConfig(max_pixels=300 * 300), ImageConfig(min_side=300)
+    assert likeness(photo(3, 400), look=True, limits=large).phash is None
+    assert likeness(photo(3, 120), look=True, limits=small).phash is None
+    assert likeness(photo(3, 300), look=True, limits=large) == likeness(photo(3, 300), look=True)
+
+
 def random_hashes() -> np.ndarray:
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 2**64, 1500, dtype=np.uint64)
@@ -53,12 +62,23 @@ def random_hashes() -> np.ndarray:
     return hashes
 
 
-def test_near_earlier_is_what_comparing_all_pairs_gives() -> None:
+@pytest.mark.parametrize("bits", [0, 4, 9])
+def test_near_earlier_is_what_comparing_with_all_that_stay_gives(bits: int) -> None:
     hashes = random_hashes()
+    hashes = np.concatenate([hashes, hashes[:300] ^ np.uint64(0b11 << 30)])  # chains, too
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    expected = np.tril(distance <= 4, -1).any(axis=1)
-    assert (near_earlier(hashes) == expected).all()
-    assert 300 < expected.sum() < 400
+    expected = np.zeros(len(hashes), dtype=bool)
+    for i, row in enumerate(distance <= bits):
+        expected[i] = (row[:i] & ~expected[:i]).any()
+    assert (near_earlier(hashes, bits=bits) == expected).all()
+    assert bits != 4 or 500 < expected.sum() < 700
+
+
+def test_near_earlier_compares_with_what_stays() -> None:
+    """The third is like the second alone, which goes; the fourth is like the third."""
+    hashes = np.array([0b0, 0b1111, 0b1111_1111, 0b1111_1110], dtype=np.uint64)
+    assert near_earlier(hashes).tolist() == [False, True, False, True]
+    assert near_earlier(hashes[:0]).tolist() == []
 
 
 def test_near_any_is_what_comparing_all_pairs_gives() -> None:
@@ -79,7 +99,9 @@ def test_evaluation_set_from_a_folder_and_from_lists(tmp_path: Path) -> None:
     found = EvaluationSet.load([str(tmp_path / "coco"), str(tmp_path / "hashes.txt")])
     small = encode(Image.open(io.BytesIO(photo(1, 300))).resize((150, 150)))
     likes = [likeness(image, look=True) for image in (small, photo(2), photo(3), photo(4))]
-    assert found.holds(likes).tolist() == [True, True, False, True]
+    looks = Looks.of(range(4), likes)
+    assert looks.held_by(found).tolist() == [True, True, False, True]
+    assert looks.only(~looks.held_by(found)).numbers.tolist() == [2]
     assert found.digest() != EvaluationSet.load([str(tmp_path / "coco")]).digest()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from dataclasses import replace
@@ -74,27 +75,69 @@ def test_run_resumes_with_the_same_duplicates(copies: str, captioner: str, tmp_p
     assert hashes(tmp_path / "out") == before
 
 
-def test_duplicates_are_found_once_for_an_input(
+def test_images_are_hashed_once(
     copies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = find_shards(copies).shards
-    config = ImageConfig(dedupe="perceptual")
-    found = duplicates_among(shards, config, str(tmp_path / "out"))
-    assert {name: len(of_shard) for name, of_shard in found.items()} == {"a": 0, "b": 2}
+    config, output = ImageConfig(dedupe="perceptual"), str(tmp_path / "out")
+    found = duplicates_among(shards[:1], config, output)
+    assert {name: len(of_shard) for name, of_shard in found.items()} == {"a": 0}
     looked: list[str] = []
     read = duplicates.read_samples
     monkeypatch.setattr(
         duplicates, "read_samples", lambda shard, _: (looked.append(shard.id), read(shard, _))[1]
     )
-    assert duplicates_among(shards, config, str(tmp_path / "out")) == found
-    assert looked == []
+    grown = duplicates_among(shards, config, output)
+    assert {name: len(of_shard) for name, of_shard in grown.items()} == {"a": 0, "b": 2}
+    assert looked == ["b"]  # an input that has grown costs what is new
     changed = [replace(shards[0], version="another"), shards[1]]
-    assert duplicates_among(changed, config, str(tmp_path / "out")) == found
-    exact = duplicates_among(changed, replace(config, dedupe="exact"), str(tmp_path / "out"))
+    assert duplicates_among(changed, config, output) == grown
+    exact = duplicates_among(changed, replace(config, dedupe="exact"), output)
     assert exact["b"] == {0: "duplicate_image"}
-    assert looked == ["a", "b", "a", "b"]
-    (tmp_path / "out/duplicates.json").write_text("{")
-    assert duplicates_among(shards, config, str(tmp_path / "out")) == found
+    assert looked == ["b", "a", "a", "b"]
+    (tmp_path / "out/looks/b.npz").write_text("{")
+    assert duplicates_among(changed, replace(config, dedupe="exact"), output) == exact
+    assert looked[4:] == ["b"]
+
+
+def test_an_image_that_fails_is_nobodys_original(
+    copies: str, captioner: str, tmp_path: Path
+) -> None:
+    """Of the large picture a run takes the small copy alone, and of the cut one the whole."""
+    (tmp_path / "web/a.tar").unlink()
+    broken = bytearray(photo(8, side=300))
+    images = [photo(7, side=400), photo(7, side=120), bytes(broken[:-2000]), photo(8)]
+    with tarfile.open(tmp_path / "web/a.tar", "w") as tar:
+        for place, image in enumerate(images):
+            for ending, content in (("jpg", image), ("txt", b"a text")):
+                member = tarfile.TarInfo(f"a{place}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    limit = f"images.max_pixels={300 * 300}"
+    run_with(copies, tmp_path / "out", captioner, "images.dedupe=perceptual", limit)
+    assert reasons(tmp_path / "out") == {
+        "a0": "image_too_large",
+        "a2": "image_corrupt",
+        "b2": "image_too_small",
+    }
+
+
+def test_an_evaluation_image_is_nobodys_original(
+    copies: str, captioner: str, tmp_path: Path
+) -> None:
+    """What is like it, but not enough to be excluded itself, stays; its copies are of the set."""
+    (tmp_path / "set.txt").write_text(f"{hashlib.sha256(photo(2)).hexdigest()}\n")
+    exclude = f"images.exclude=[{tmp_path / 'set.txt'}]"
+    run_with(copies, tmp_path / "out", captioner, "images.dedupe=perceptual", exclude)
+    assert reasons(tmp_path / "out") == {
+        "a2": "evaluation_image",
+        "b0": "duplicate_image",
+        "b2": "image_too_small",
+    }
+    (tmp_path / "set.txt").write_text(f"{hashlib.sha256(photo(1)).hexdigest()}\n")
+    run_with(copies, tmp_path / "two", captioner, "images.dedupe=exact", exclude)
+    held = dict.fromkeys(("a1", "b0"), "evaluation_image")
+    assert reasons(tmp_path / "two") == held | {"b2": "image_too_small"}
 
 
 def test_duplicates_of_a_shard_that_cannot_be_read_are_looked_for_again(
