@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -56,13 +58,12 @@ def check_fits(
     where, dtype = target(precision, device)
     needed, free = sum(size_bytes(path, dtype) for path in weights), free_bytes(where)
     if needed > free:
-        name = (
-            torch.cuda.get_device_name(where) if where.type == "cuda" else "this machine's memory"
-        )
+        on_cuda = where.type == "cuda"
+        name = torch.cuda.get_device_name(where) if on_cuda else "this machine's memory"
+        more = "let fewer processes share the GPU" if on_cuda else "this process more memory"
         raise ModelError(
             f"{source}: its weights take {needed / GIB:.1f} GiB in {str(dtype)[6:]}, but {where} "
-            f"({name}) has {free / GIB:.1f} GiB left: give a smaller checkpoint, or a worker more "
-            "of a GPU (--gpus-per-worker 1)"
+            f"({name}) has {free / GIB:.1f} GiB left: give a smaller checkpoint, or {more}"
         )
 
 
@@ -86,8 +87,46 @@ def size_bytes(path: Path, dtype: torch.dtype) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a device has left; of a CPU, all of the machine's memory."""
-    if device.type != "cuda":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    """What a device has left; of a CPU, what the system and limits leave this process.
+
+    Limits are those of control groups, a container's, and on its own memory (`--memory-limit`).
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    rooms = [_number("MemAvailable", Path("/proc/meminfo")), *_free_of_groups()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit != resource.RLIM_INFINITY:
+        rooms.append(limit - (_number("VmData", Path("/proc/self/status")) or 0))
+    all_of_it = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, min(all_of_it, *(room for room in rooms if room is not None)))
+
+
+def _free_of_groups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What is left of each limited control group (version 2) that this process is in."""
+    named = re.search(r"^0::/(.*)$", _read(own), re.MULTILINE)
+    lowest = root / named[1] if named else root
+    rooms = []
+    for group in (lowest, *lowest.parents):
+        limit, used = _read(group / "memory.max"), _read(group / "memory.current")
+        if group.is_relative_to(root) and limit.strip().isdigit() and used:
+            unused = (
+                _number("inactive_file", group / "memory.stat") or 0
+            )  # goes where room is short
+            rooms.append(int(limit) - int(used) + unused)
+    return rooms
+
+
+def _number(name: str, path: Path) -> int | None:
+    """A line's number in bytes, of a file of the system; None where it says none."""
+    found = re.search(rf"^{name}:?\s+(\d+)( kB)?$", _read(path), re.MULTILINE)
+    return int(found[1]) * (1024 if found[2] else 1) if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # of another system, or version
+        return ""

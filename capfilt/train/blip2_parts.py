@@ -58,10 +58,10 @@ def load_generative(config: Blip2Stage2Config, ranks: Ranks, *, role: Role) -> B
     made_by = "blip2_stage1" if role == "filter" else "blip2_stage2"
     start = start_folder(config.model.start, role, made_by)
     language = config.model.language and str(resolved("model.language", config.model.language))
-    largest, precision = Path(language or start), config.loop.precision
-    if any(largest.glob("*.safetensors")):
-        weights = weight_files(largest)
-        check_fits(f"{made_by}: {largest}", weights, precision, str(ranks.device))
+    largest, key = (language, "model.language") if language else (start, "model.start")
+    if any(Path(largest).glob("*.safetensors")):
+        weights = weight_files(Path(largest))
+        check_fits(f"{key} {largest}", weights, config.loop.precision, str(ranks.device))
     return Blip2Generate.load(
         replace(config.model, start=str(start), language=language),
         seed=config.seed,
