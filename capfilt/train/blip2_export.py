@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from capfilt.models import blip2_load
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
 from capfilt.models.convert import blip2_tokenizer
 from capfilt.models.vit import ViT
+
+log = logging.getLogger("capfilt")
+
+_NOTE = """\
+# A BLIP-2 over the image encoder of a CLIP
+
+Load it in fp32 or bf16: fp16 has no room for weights of its image encoder, which are scaled, and
+what it gives in fp16 is NaN.
+"""
 
 
 def export_match_model(model: QueryMatchModel, folder: Path, vocabulary: Path) -> None:
@@ -40,6 +50,7 @@ def export_match_model(model: QueryMatchModel, folder: Path, vocabulary: Path) -
         _image_processor(model.vit), tokenizer, num_query_tokens=model.config.qformer.queries
     )
     blip2_load.save_query_match_model(model, folder, settings, processor=processor)
+    _tell_where_fp16_is_too_small(model.vit, folder)
 
 
 def export_captioner(
@@ -75,6 +86,7 @@ def export_captioner(
         else InstructBlipProcessor(*parts, bert, num_query_tokens=queries)
     )
     blip2_load.save_captioner(model, language, folder, settings, processor=processor)
+    _tell_where_fp16_is_too_small(model.vit, folder)
 
 
 def _settings(config: QueryConfig, *, image_token: int, language: Any = None) -> Any:
@@ -120,6 +132,14 @@ def _image_processor(vit: ViT) -> BlipImageProcessorPil:
         image_mean=list(vit.pixel_mean),
         image_std=list(vit.pixel_std),
     )
+
+
+def _tell_where_fp16_is_too_small(vit: ViT, folder: Path) -> None:
+    """See `capfilt.models.image_encoder`; others load BLIP-2s in fp16."""
+    largest = max(float(parameter.detach().abs().max()) for parameter in vit.parameters())
+    if largest > torch.finfo(torch.float16).max:
+        (folder / "README.md").write_text(_NOTE, encoding="utf-8")
+        log.warning("the BLIP-2 over a CLIP has no room in fp16: load it in fp32 or bf16")
 
 
 def _dtype(*models: nn.Module) -> str:

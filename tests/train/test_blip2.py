@@ -193,6 +193,7 @@ def test_half_precision_is_of_the_frozen_encoder_alone(tmp_path: Path) -> None:
     model.export_filter(tmp_path / "out", names)
     theirs = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out")
     assert theirs.dtype == torch.bfloat16
+    assert not (tmp_path / "out" / "README.md").exists()  # no CLIP's: fp16 has room for it
 
 
 def test_batch_of_one_is_refused() -> None:

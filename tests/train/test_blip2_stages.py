@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import Blip2ForImageTextRetrieval
 
 from capfilt.config import resolve
 from capfilt.demo import tiny
@@ -109,9 +110,12 @@ def test_each_stage_names_the_next(trained: Path, capsys: pytest.CaptureFixture[
     assert f"--captioner {trained / 'three' / 'captioner'}" in run_
 
 
-def test_what_the_stages_make_captions_and_filters_a_web(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["two", "three"])
+def test_what_the_stages_make_captions_and_filters_a_web(
+    last: str, trained: Path, tmp_path: Path
+) -> None:
     models = {
-        "captioner": str(trained / "three" / "captioner"),
+        "captioner": str(trained / last / "captioner"),
         "filter": str(trained / "one" / "filter"),
     }
     config = resolve(preset="blip2", options=models, overrides=["captions.per_image=3"])
@@ -143,6 +147,22 @@ def test_language_model_and_encoder_are_what_they_were(trained: Path) -> None:
     assert not any(torch.equal(two[name], three[name]) for name in learned)
     kept = load_file(next((trained / "two" / "checkpoints").glob("*/model.safetensors")))
     assert not any(n.startswith("language.") or ".blocks." in n for n in kept)
+
+
+@torch.inference_mode()
+def test_model_over_a_clip_says_that_fp16_has_no_room_for_it(trained: Path) -> None:
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("one/filter", "two/captioner", "three/captioner"):
+        assert "Load it in fp32 or bf16" in (trained / name / "README.md").read_text()
+
+    def is_finite(dtype: torch.dtype) -> bool:
+        folder = trained / "one" / "filter"
+        model = Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=dtype).eval()
+        states = model.vision_model(pixel_values=pixels.to(dtype)).last_hidden_state
+        return bool(states.isfinite().all())
+
+    assert is_finite(torch.bfloat16)
+    assert not is_finite(torch.float16)
 
 
 def test_resumed_stage_goes_on_as_if_it_had_not_stopped(trained: Path, tmp_path: Path) -> None:
@@ -197,7 +217,7 @@ def test_language_model_beyond_the_machines_memory_is_refused(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # a machine of 10,000 bytes
-    with pytest.raises(ModelError, match=r"language/opt: its weights take .*, but cpu"):
+    with pytest.raises(ModelError, match=r"^model\.language .*/opt: its weights take .*, but cpu"):
         train("blip2_stage2", STAGE_2, tmp_path / "out")
 
 
