@@ -72,18 +72,7 @@ class Blip2Captioner:
         self._prompt = self.tokens.prompt(prompt)
         start = self.tokens.decoder_start
         self._lead = self._prompt if start is None else [start]
-        if len(self._lead) >= config.max_length:
-            raise ModelError(
-                f"captions.max_length is {config.max_length} but the start and the prompt "
-                f"{prompt!r} are {len(self._lead)} tokens: raise it or shorten the prompt"
-            )
-        needed = config.max_length + model.config.qformer.queries
-        room = getattr(language.config, "max_position_embeddings", None)
-        if start is None and room is not None and needed > room:
-            raise ModelError(
-                f"captions.max_length is {config.max_length} but {identity.source} has positions "
-                f"for {room - model.config.qformer.queries} tokens after the image's"
-            )
+        self._check_room()
 
     @torch.inference_mode()
     def caption(self, pixels: Sequence[Tensor], keys: Sequence[str]) -> list[tuple[str, ...]]:
@@ -110,3 +99,18 @@ class Blip2Captioner:
         ids = iter(self._vocabulary.encode(flat, max_tokens=longest))
         rows = [[next(ids) for _ in of_image] for of_image in prompts]
         return PackedTexts.of(rows, self.model.vit.class_token.device)
+
+    def _check_room(self) -> None:
+        longest, queries = self._config.max_length, self.model.config.qformer.queries
+        if len(self._lead) >= longest:
+            raise ModelError(
+                f"captions.max_length is {longest} but the start and the prompt {self._text!r} are "
+                f"{len(self._lead)} tokens: raise it or shorten the prompt"
+            )
+        positions = getattr(self.language.config, "max_position_embeddings", None)
+        is_decoder = self.tokens.decoder_start is None
+        if is_decoder and positions is not None and longest + queries > positions:
+            raise ModelError(
+                f"captions.max_length is {longest} but {self.identity.source} has positions for "
+                f"{positions - queries} tokens after the image's"
+            )

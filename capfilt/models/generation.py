@@ -323,9 +323,7 @@ def _beams(
     running = tensor_on(list(prompt), device).repeat(images, beams, 1)  # [I, K, length]
     running_scores = torch.zeros(images, beams, device=device)
     running_scores[:, 1:] = _NEVER  # all beams are alike at first
-    best = torch.full((images, beams, config.max_length), end, device=device)  # finished, sorted
-    best_scores = torch.full((images, beams), _NEVER, device=device)
-    is_finished = torch.zeros(images, beams, dtype=torch.bool, device=device)
+    finished = _Finished(images, beams, config.max_length, end, device)
     for length in range(start + 1, config.max_length + 1):
         logs = _adjust(session.logits.log_softmax(-1), running.flatten(0, 1), end, config)
         logs = logs.view(-1, beams, logs.shape[1]) + running_scores[:, :, None]
@@ -334,24 +332,15 @@ def _beams(
         candidates = torch.cat([_take(running, beam), token[:, :, None]], dim=2)
         ends = (token == end) | (length == config.max_length)
 
-        finishes = ends.clone()
-        finishes[:, beams:] = False  # the others are there to keep K beams running
         share = (length - start) ** length_penalty
-        finish_scores = top / share + ~finishes * _NEVER
-        best_scores, order = torch.cat([best_scores, finish_scores], dim=1).topk(beams)
-        padded = torch.full((*candidates.shape[:2], config.max_length), end, device=device)
-        padded[:, :, :length] = candidates
-        best = _take(torch.cat([best, padded], dim=1), order)
-        is_finished = torch.cat([is_finished, finishes], dim=1).gather(1, order)
-
+        finished.add(candidates, top / share, ends)
         running_scores, order = (top + ends * _NEVER).topk(beams)
         running, beam = _take(candidates, order), beam.gather(1, order)
-        worst = torch.where(is_finished, best_scores.amin(1, keepdim=True), _NEVER)
-        hopeful = (running_scores[:, :1] / share > worst).any(1)
+        hopeful = (running_scores[:, :1] / share > finished.worst()).any(1)
         going = [] if length == config.max_length else _true(hopeful)
         if len(going) < len(searched):
             done = sorted(set(range(len(searched))) - set(going))
-            for image, rows in zip(done, _rows_of(best, done).tolist(), strict=True):
+            for image, rows in zip(done, finished.best(done), strict=True):
                 captions[searched[image]] = [_until(row[start:], end) for row in rows]
         if not going:
             break
@@ -359,12 +348,51 @@ def _beams(
         if len(going) < len(searched):
             session.select([image * beams + k for image in going for k in range(beams)])
             searched = [searched[image] for image in going]
-            running, running_scores, best, best_scores, is_finished = (
-                _rows_of(x, going)
-                for x in (running, running_scores, best, best_scores, is_finished)
-            )
+            running, running_scores = _rows_of(running, going), _rows_of(running_scores, going)
+            finished.keep(going)
         session.advance(running[:, :, -1].flatten())
     return [of_image[: config.per_image] for of_image in captions]
+
+
+class _Finished:
+    """The K best captions of each image that have come to an end, best first.
+
+    Shapes: as in `_beams`; L longest caption.
+    """
+
+    def __init__(
+        self, images: int, beams: int, longest: int, end: int, device: torch.device
+    ) -> None:
+        self._end = end
+        self._ids = torch.full((images, beams, longest), end, device=device)
+        self._scores = torch.full((images, beams), _NEVER, device=device)
+        self._are_there = torch.zeros(images, beams, dtype=torch.bool, device=device)
+
+    def add(self, candidates: Tensor, scores: Tensor, ends: Tensor) -> None:
+        """Take candidates [I, 2K, length] with scores [I, 2K] where they end."""
+        beams, length = self._scores.shape[1], candidates.shape[2]
+        finishes = ends.clone()
+        finishes[:, beams:] = False  # the others are there to keep K beams running
+        together = torch.cat([self._scores, scores + ~finishes * _NEVER], dim=1)
+        self._scores, order = together.topk(beams)
+        padded = self._ids.new_full((*candidates.shape[:2], self._ids.shape[2]), self._end)
+        padded[:, :, :length] = candidates
+        self._ids = _take(torch.cat([self._ids, padded], dim=1), order)
+        self._are_there = torch.cat([self._are_there, finishes], dim=1).gather(1, order)
+
+    def worst(self) -> Tensor:
+        """What a running beam has to reach, [I, K]."""
+        return torch.where(self._are_there, self._scores.amin(1, keepdim=True), _NEVER)
+
+    def best(self, images: list[int]) -> list[list[list[int]]]:
+        """The captions of these images, padded with the end to [L]."""
+        return _rows_of(self._ids, images).tolist()  # type: ignore[no-any-return]
+
+    def keep(self, images: list[int]) -> None:
+        """Forget the other images."""
+        self._ids, self._scores, self._are_there = (
+            _rows_of(x, images) for x in (self._ids, self._scores, self._are_there)
+        )
 
 
 def _true(flags: Tensor) -> list[int]:

@@ -15,22 +15,16 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor, GPT2Toke
 from capfilt.config import CaptionConfig
 from capfilt.errors import ModelError
 from capfilt.models.blip2_captioner import Blip2Captioner
-from capfilt.models.blip2_load import (
-    blip2_settings,
-    load_language_model,
-    load_prompt_model,
-    query_config,
-    save_captioner,
-)
+from capfilt.models.blip2_load import blip2_settings, load_prompt_model, query_config
 from capfilt.models.images import PixelSpec
 from capfilt.models.language import LanguageSession, LanguageTokens
 from capfilt.models.load import load_captioner
 from tests import blip2_checkpoints
 from tests.blip2_checkpoints import QUERIES, Kind
+from tests.models.blip2_reference import GREEDY, check_saved_again, load, texts_of
 from tests.models.conftest import make_images, normalised
 
 OPT_VOCABULARY = Path(__file__).resolve().parents[2].parent / "shared/data/vocab/opt"
-GREEDY = CaptionConfig(method="greedy", min_length=0, max_length=16)
 BEAM = CaptionConfig(method="beam", min_length=0, max_length=12, num_beams=3, per_image=2)
 NUCLEUS = CaptionConfig(per_image=4, max_length=14)
 PROMPT = "a photo of"
@@ -54,12 +48,6 @@ def reference(folder: Path) -> Blip2ForConditionalGeneration:
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return blip2_checkpoints.make_captioner(tmp_path_factory.mktemp("opt"), "opt")
-
-
-def load(folder: Path, config: CaptionConfig = GREEDY, *, seed: int = 0) -> Blip2Captioner:
-    made = load_captioner(str(folder), config, seed=seed, device="cpu")
-    assert isinstance(made, Blip2Captioner)
-    return made
 
 
 def inputs(folder: Path, images: Tensor, prompt: str = PROMPT) -> dict[str, Tensor]:
@@ -92,13 +80,7 @@ def generated(
     )
     # transformers gives a decoder's prompt back, as it was given.
     new = ids[:, given["input_ids"].shape[1] :] if decoder else ids
-    names = Blip2Processor.from_pretrained(folder).tokenizer
-    end = reference.config.text_config.eos_token_id
-    found = []
-    for row in new.tolist():
-        row = row[: row.index(end)] if end in row else row
-        found.append(names.decode([i for i in row if i < len(names)], skip_special_tokens=True))
-    return found
+    return texts_of(reference, Blip2Processor.from_pretrained(folder).tokenizer, new)
 
 
 @torch.inference_mode()
@@ -267,20 +249,8 @@ def test_pixels_are_squashed_to_the_square_of_the_config(opt: Path) -> None:
 def test_saved_captioner_is_transformers_again(
     folder: Path, reference: Blip2ForConditionalGeneration, tmp_path: Path
 ) -> None:
-    settings = blip2_settings(folder)
-    save_captioner(
-        load_prompt_model(folder, settings),
-        load_language_model(folder, settings, torch.float32),
-        tmp_path,
-        settings,
-        processor=Blip2Processor.from_pretrained(folder),
-    )
-    again, report = Blip2ForConditionalGeneration.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
-    assert not any(report.values())
-    for name, tensor in reference.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+    processor = Blip2Processor.from_pretrained(folder)
+    check_saved_again(folder, reference, processor, tmp_path)
     images = list(make_images(2, side=28))
     assert load(tmp_path).caption(images, ["a", "b"]) == load(folder).caption(images, ["a", "b"])
 

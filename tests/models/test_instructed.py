@@ -13,20 +13,12 @@ from transformers import InstructBlipForConditionalGeneration, InstructBlipProce
 from capfilt.config import CaptionConfig
 from capfilt.errors import ModelError
 from capfilt.models.blip2_answerer import Blip2Answerer
-from capfilt.models.blip2_captioner import Blip2Captioner
-from capfilt.models.blip2_load import (
-    blip2_settings,
-    load_language_model,
-    load_prompt_model,
-    save_captioner,
-)
 from capfilt.models.checkpoint import inspect
-from capfilt.models.load import load_captioner
 from tests import blip2_checkpoints
 from tests.blip2_checkpoints import QUERIES, Kind
+from tests.models.blip2_reference import check_saved_again, load, texts_of
 from tests.models.conftest import make_images, normalised
 
-GREEDY = CaptionConfig(method="greedy", min_length=0, max_length=16)
 PROMPTS = ["a photo of", "two red birds in the snow", "a dog", "a photo of a bike on the street"]
 
 
@@ -45,12 +37,6 @@ def reference(folder: Path) -> InstructBlipForConditionalGeneration:
     return InstructBlipForConditionalGeneration.from_pretrained(folder).eval()
 
 
-def load(folder: Path, config: CaptionConfig = GREEDY) -> Blip2Captioner:
-    made = load_captioner(str(folder), config, seed=0, device="cpu")
-    assert isinstance(made, Blip2Captioner)
-    return made
-
-
 def generated(
     folder: Path,
     model: InstructBlipForConditionalGeneration,
@@ -62,16 +48,12 @@ def generated(
     """Texts through transformers and its processor, which gives the prompt to both."""
     processor = InstructBlipProcessor.from_pretrained(folder)
     is_decoder = not model.config.text_config.is_encoder_decoder
-    found = []
+    found: list[str] = []
     for image, prompt in zip(images, prompts, strict=True):
         given = processor(images=[image], text=[prompt], return_tensors="pt")
         before = given["input_ids"].shape[1] if is_decoder else 1
-        ids = model.generate(**given, do_sample=False, max_new_tokens=new, **options)[0, before:]
-        end = model.config.text_config.eos_token_id
-        row = ids.tolist()
-        row = row[: row.index(end)] if end in row else row
-        names = processor.tokenizer
-        found.append(names.decode([i for i in row if i < len(names)], skip_special_tokens=True))
+        ids = model.generate(**given, do_sample=False, max_new_tokens=new, **options)[:, before:]
+        found += texts_of(model, processor.tokenizer, ids)
     return found
 
 
@@ -136,21 +118,9 @@ def test_answers_are_those_of_transformers(
 def test_saved_captioner_is_transformers_again(
     folder: Path, reference: InstructBlipForConditionalGeneration, tmp_path: Path
 ) -> None:
-    settings = blip2_settings(folder)
-    save_captioner(
-        load_prompt_model(folder, settings),
-        load_language_model(folder, settings, torch.float32),
-        tmp_path,
-        settings,
-        processor=InstructBlipProcessor.from_pretrained(folder),
-    )
-    again, report = InstructBlipForConditionalGeneration.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
-    assert not any(report.values())
-    for name, tensor in reference.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
-    assert inspect(str(tmp_path), "captioner").architecture == type(again).__name__
+    processor = InstructBlipProcessor.from_pretrained(folder)
+    check_saved_again(folder, reference, processor, tmp_path)
+    assert inspect(str(tmp_path), "captioner").architecture == type(reference).__name__
 
 
 def test_tokenizer_of_the_queries_is_part_of_the_model(tmp_path: Path) -> None:
