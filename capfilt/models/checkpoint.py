@@ -114,8 +114,9 @@ def architecture_of(folder: Path, role: Role) -> str:
         ModelError: It cannot.
     """
     architectures = read_json(folder / "config.json").get("architectures")
-    named = isinstance(architectures, list) and architectures
-    name = str(architectures[0]) if named else "nothing"
+    name = "nothing"
+    if isinstance(architectures, list) and architectures:
+        name = str(architectures[0])
     if name in CLASSES[role]:
         return name
     other = next((r for r, classes in CLASSES.items() if name in classes), None)

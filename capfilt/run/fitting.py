@@ -14,7 +14,15 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# What else says so than the errors' classes.
 _ON_A_CPU = ("allocate memory", "could not create a primitive")  # torch's, oneDNN's
+_ON_A_GPU = (  # the driver's, cuBLAS's and cuDNN's, whose handles and workspaces are not torch's
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # by torch's own account mostly for want of memory
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED and more
+)
 GROW_AFTER = 32  # parts that fitted, before twice as many images are tried again
 
 log = logging.getLogger("capfilt")
@@ -84,7 +92,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _ON_A_CPU)
+    said = (*_ON_A_CPU, *_ON_A_GPU)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def limit_memory(size_bytes: int) -> None:

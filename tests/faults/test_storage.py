@@ -23,9 +23,10 @@ from capfilt.models.checkpoint import CAPTIONER, PROMPTS
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.run.job import inspect_models
 from capfilt.run.task import Task
+from capfilt.run.verify import verify
 from capfilt.run.worker import Worker
 from tests.faults.conftest import EVERY, IMAGES, Undisturbed, command, complete, local
-from tests.run.conftest import hashes
+from tests.run.conftest import hashes, write_shard
 
 
 def test_write_that_fails_half_way_is_named_and_leaves_nothing(
@@ -203,6 +204,45 @@ def test_worker_taken_away_loses_no_more_than_was_not_put_aside(
     assert asked.images <= IMAGES - at + EVERY + 4  # a batch is written after the next has begun
     local(undisturbed, tmp_path)
     undisturbed.assert_equal(tmp_path)
+
+
+class Changing(Stuck):
+    """A web that replaces a shard by another in the middle of the first answer with it."""
+
+    other: Path
+
+    def do_GET(self) -> None:
+        content = self._head()
+        if content is None:
+            return
+        self.wfile.write(content[: len(content) // 2])
+        if self.path.endswith("00002.tar") and self.other.exists():
+            self.other.replace(self.folder / "00002.tar")
+        self.wfile.write(content[len(content) // 2 :])
+
+
+def test_input_that_changes_between_attempts_is_taken_whole_by_the_next_call(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    web, out = tmp_path / "web", tmp_path / "out"
+    shutil.copytree(undisturbed.web, web)
+    write_shard(tmp_path / "other", 7, IMAGES)
+    members = {"folder": web, "other": tmp_path / "other" / "00007.tar"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Changing,), members)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{{00000..00003}}.tar"
+        summary = local(undisturbed, out, url, max_attempts=2)
+        [failed] = summary.shards_failed  # the old one was gone, and the new one is not what it was
+        assert (failed.shard.id, failed.attempts) == ("00002", 2)
+        assert "has changed since this run began" in failed.error
+        assert not (out / "commits" / "00002.json").exists()
+        assert not (out / "data" / "00002.tar").exists()
+        assert local(undisturbed, out, url).shards_done == 1
+        server.shutdown()
+    local(undisturbed, tmp_path / "fresh", str(web))
+    assert hashes(out) == hashes(tmp_path / "fresh") != undisturbed.hashes
+    assert verify(str(out)).problems == ()
+    assert [p for p in (out / "partial").rglob("*") if p.is_file()] == []
 
 
 def test_input_that_changes_while_it_is_read_is_not_committed(

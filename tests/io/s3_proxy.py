@@ -19,13 +19,14 @@ _SLOW_DOWN = b"""<?xml version="1.0"?><Error><Code>SlowDown</Code>
 
 
 class Proxy:
-    """Forwards requests; a share of them meets a fault. `requests` counts them by method."""
+    """Forwards requests; a share of them meets a fault, each kind in turn."""
 
     def __init__(self, upstream: str, *, share: float = 0.0, seed: int = 0) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.share = share
         self.faults: Counter[str] = Counter()
         self.requests: list[tuple[float, str, str]] = []  # when, method, path
+        self.answered: Counter[str] = Counter()  # requests that met no fault, by path
         self.lock = threading.Lock()
         self._rng = random.Random(seed)
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -45,8 +46,11 @@ class Proxy:
         with self.lock:
             self.requests.append((time.monotonic(), method, path))
             if self._rng.random() >= self.share:
+                self.answered[path] += 1
                 return None
-            fault = self._rng.choice(FAULTS)
+            # Each kind in turn, so that a handful of faults is one of each.
+            kinds = [kind for kind in FAULTS if kind != "reset_half_way" or method == "GET"]
+            fault = min(kinds, key=self.faults.__getitem__)
             self.faults[fault] += 1
             return fault
 

@@ -45,6 +45,54 @@ def test_fitting_halves_until_it_fits_and_remembers() -> None:
     assert memory.asked == [2] * 8
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(h)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+    ids=str,
+)
+def test_whatever_says_that_memory_is_short_halves_the_batch(error: Exception) -> None:
+    asked: list[int] = []
+
+    def function(items: Sequence[int]) -> list[int]:
+        asked.append(len(items))
+        if len(items) > 2:
+            raise error
+        return list(items)
+
+    assert Fitting().in_parts(function, range(4)) == [0, 1, 2, 3]
+    assert asked == [4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        ValueError("CUDA error: out of memory"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_not_tried_with_fewer_images(error: Exception) -> None:
+    asked: list[int] = []
+
+    def function(items: Sequence[int]) -> list[int]:
+        asked.append(len(items))
+        raise error
+
+    with pytest.raises(type(error)):
+        Fitting().in_parts(function, range(4))
+    assert asked == [4]
+
+
 def test_fitting_grows_again_and_more_rarely_after_each_failure() -> None:
     memory, fitting = Memory(3), Fitting()
     for _ in range(1000):
