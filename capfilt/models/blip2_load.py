@@ -27,7 +27,7 @@ from capfilt.models.harmless import QUERY_TOKENIZER, read_json
 from capfilt.models.image_encoder import with_biases
 from capfilt.models.pretrained import fill_exactly
 from capfilt.models.qformer import QFormer, QFormerConfig
-from capfilt.models.vit import VitConfig, resize_positions
+from capfilt.models.vit import resize_positions, vit_config
 from capfilt.models.vocabulary import Vocabulary
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -65,21 +65,8 @@ def query_config(settings: Any) -> QueryConfig:
     Raises:
         ModelError: The model uses an activation other than BLIP-2's, or images that are no squares.
     """
-    image = settings.vision_config
-    if image.hidden_act not in ("gelu", "quick_gelu"):
-        raise ModelError(f"vision_config.hidden_act is {image.hidden_act!r}; BLIP-2's is 'gelu'")
-    size, patch = _side(image.image_size, "image_size"), _side(image.patch_size, "patch_size")
     return QueryConfig(
-        image=VitConfig(
-            width=image.hidden_size,
-            layers=image.num_hidden_layers,
-            heads=image.num_attention_heads,
-            ffn=image.intermediate_size,
-            image_size=size,
-            patch_size=patch,
-            norm_eps=image.layer_norm_eps,
-            activation=image.hidden_act,
-        ),
+        image=vit_config(settings.vision_config, "gelu", "quick_gelu"),
         qformer=qformer_config(settings.qformer_config, settings.num_query_tokens),
         embedding=getattr(settings, "image_text_hidden_size", 256),  # an InstructBLIP has none
         language_width=settings.text_config.hidden_size,
@@ -353,10 +340,3 @@ def _save(
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if processor is not None:
         processor.save_pretrained(folder)
-
-
-def _side(size: int | list[int] | tuple[int, ...], name: str) -> int:
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ModelError(f"vision_config.{name} is {size}: BLIP-2 sees squares")
-    return int(sides.pop())

@@ -15,6 +15,7 @@ Shapes: D width, F width of the feed-forward.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import Blip2VisionConfig, CLIPVisionConfig
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint, layout
 from capfilt.models.harmless import made_from, read_json
-from capfilt.models.vit import ViT, VitConfig, resize_positions
+from capfilt.models.vit import ViT, VitConfig, resize_positions, vit_config
 
 _SCALE = 2.0**20  # K; a power of two, so that scaled weights lose no digit
 _CLIP = ("clip", "clip_vision_model")
@@ -88,23 +89,12 @@ def _sizes(settings: dict[str, Any], kind: Any) -> dict[str, Any]:
 
 def _config(settings: Any, image_size: int) -> VitConfig:
     """Sizes of the ViT; a CLIP's last block makes place for the one that its norm becomes."""
-    if settings.hidden_act not in ("gelu", "quick_gelu"):
-        raise ModelError(f"vision_config.hidden_act is {settings.hidden_act!r}, not 'gelu'")
-    if image_size % settings.patch_size:
+    config = vit_config(settings, "gelu", "quick_gelu")
+    if image_size % config.patch_size:
         raise ModelError(
-            f"image_size must be a multiple of the patch size {settings.patch_size}, is "
-            f"{image_size}"
+            f"image_size must be a multiple of the patch size {config.patch_size}, is {image_size}"
         )
-    return VitConfig(
-        width=settings.hidden_size,
-        layers=settings.num_hidden_layers,
-        heads=settings.num_attention_heads,
-        ffn=settings.intermediate_size,
-        image_size=image_size,
-        patch_size=settings.patch_size,
-        norm_eps=settings.layer_norm_eps,
-        activation=settings.hidden_act,
-    )
+    return replace(config, image_size=image_size)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

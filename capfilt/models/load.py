@@ -20,7 +20,7 @@ from capfilt.models.harmless import made_from, open_folder, read_json
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
 from capfilt.models.placement import Precision, check_fits, place, target
 from capfilt.models.text_transformer import TextConfig
-from capfilt.models.vit import VitConfig, resize_positions
+from capfilt.models.vit import resize_positions, vit_config
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
@@ -164,19 +164,10 @@ def med_config(settings: Any) -> MedConfig:
     for part, sizes in (("vision", image), ("text", text)):
         if sizes.num_hidden_layers < 1:
             raise ModelError(f"{part}_config.num_hidden_layers is {sizes.num_hidden_layers}")
-    for part, activation in (("vision", image.hidden_act), ("text", text.hidden_act)):
-        if activation != "gelu":
-            raise ModelError(f"{part}_config.hidden_act is {activation!r}; BLIP's is 'gelu'")
+    if text.hidden_act != "gelu":
+        raise ModelError(f"text_config.hidden_act is {text.hidden_act!r}; BLIP's is 'gelu'")
     return MedConfig(
-        image=VitConfig(
-            width=image.hidden_size,
-            layers=image.num_hidden_layers,
-            heads=image.num_attention_heads,
-            ffn=image.intermediate_size,
-            image_size=image.image_size,
-            patch_size=image.patch_size,
-            norm_eps=image.layer_norm_eps,
-        ),
+        image=vit_config(image, "gelu"),
         text=TextConfig(
             vocabulary=text.vocab_size,
             width=text.hidden_size,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from capfilt.errors import ModelError
 from capfilt.models.attention import attend, check_heads, heads, merge_heads
 from capfilt.models.linear import LinearGelu, LinearQuickGelu
 from capfilt.models.transfer import tensor_on
@@ -49,6 +50,34 @@ class VitConfig:
     @property
     def tokens(self) -> int:
         return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def vit_config(settings: Any, *activations: str) -> VitConfig:
+    """Our sizes from transformers' vision config of a BLIP, a BLIP-2 or a CLIP.
+
+    Raises:
+        ModelError: It has none of these activations, or images that are no squares.
+    """
+    if settings.hidden_act not in activations:
+        known = " or ".join(map(repr, activations))
+        raise ModelError(f"vision_config.hidden_act is {settings.hidden_act!r}, not {known}")
+    return VitConfig(
+        width=settings.hidden_size,
+        layers=settings.num_hidden_layers,
+        heads=settings.num_attention_heads,
+        ffn=settings.intermediate_size,
+        image_size=_side(settings.image_size, "image_size"),
+        patch_size=_side(settings.patch_size, "patch_size"),
+        norm_eps=settings.layer_norm_eps,
+        activation=settings.hidden_act,
+    )
+
+
+def _side(size: int | list[int] | tuple[int, ...], name: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ModelError(f"vision_config.{name} is {size}, no square")
+    return int(sides.pop())
 
 
 class Block(nn.Module):

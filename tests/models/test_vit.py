@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
-from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
+from transformers import Blip2VisionConfig, BlipForConditionalGeneration, BlipImageProcessorPil
 
+from capfilt.errors import ModelError
 from capfilt.models.load import blip_settings, load_caption_model
-from capfilt.models.vit import ViT, resize_positions, sine_positions
+from capfilt.models.vit import ViT, VitConfig, resize_positions, sine_positions, vit_config
 from tests.models.conftest import make_images, normalised
 
 
@@ -82,3 +84,14 @@ def test_sine_positions_are_the_formula_s_across_and_down() -> None:
             ]
             expected = torch.tensor([*waves, 0.0, 0.0])
             torch.testing.assert_close(positions[0, 1 + 3 * row + column], expected)
+
+
+def test_sizes_come_from_transformers_config() -> None:
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    square = Blip2VisionConfig(**sizes, intermediate_size=80, image_size=[28, 28], patch_size=7)
+    expected = VitConfig(48, 2, 4, 80, image_size=28, patch_size=7, norm_eps=square.layer_norm_eps)
+    assert vit_config(square, "gelu", "quick_gelu") == expected
+    with pytest.raises(ModelError, match=r"vision_config.image_size is \[28, 14\], no square"):
+        vit_config(Blip2VisionConfig(**sizes, image_size=[28, 14]), "gelu")
+    with pytest.raises(ModelError, match=r"vision_config.hidden_act is 'quick_gelu', not 'gelu'"):
+        vit_config(Blip2VisionConfig(**sizes, hidden_act="quick_gelu"), "gelu")
