@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +21,7 @@ import s3fs
 
 from capfilt.errors import CapfiltError, ConfigError
 from capfilt.io import files
+from capfilt.io.publish import Published, publishing
 from capfilt.run.job import Where, run
 from capfilt.run.verify import verify
 from tests.faults.conftest import Undisturbed, command, complete
@@ -175,6 +180,75 @@ def test_s3_that_always_fails_is_given_up_after_waiting_longer_and_longer(
 def upload_one(bucket: str) -> None:
     fs, path = fsspec.url_to_fs(f"{bucket}/one.txt")
     fs.pipe_file(path, b"one")
+
+
+# s3fs sends what has 100 MB or more, as a shard of 10,000 images has, in parts of 50 MB.
+_IN_PARTS = 110_000_000
+_PUBLISH = """
+import sys
+from capfilt.io.publish import publishing
+with publishing(sys.argv[1]) as publication, publication.path.open("wb") as file:
+    for number in range(11):
+        file.write(bytes([number]) * 10_000_000)
+"""
+
+
+def publish_in_parts(url: str) -> Published:
+    with publishing(url) as publication, publication.path.open("wb") as file:
+        for number in range(11):
+            file.write(bytes([number]) * 10_000_000)
+    return publication.published
+
+
+def test_file_sent_in_parts_arrives_whole_from_parts_that_fail(
+    bad_s3: tuple[str, Proxy],
+) -> None:
+    bucket, proxy = bad_s3
+    proxy.share = 0.5
+    published = publish_in_parts(f"{bucket}/out/data/00000.tar")
+    proxy.share = 0.0
+    tries = Counter(
+        parse_qs(urlsplit(path).query).get("partNumber", [""])[0] for *_, path in proxy.requests
+    )
+    assert tries.keys() >= {"1", "2", "3"}
+    assert sum(tries[part] for part in "123") > 3, tries  # some part was sent again
+    assert files.digest(f"{bucket}/out/data/00000.tar") == (_IN_PARTS, published.sha256)
+    assert unfinished_uploads(bucket) == []
+
+
+def test_upload_in_parts_of_a_killed_worker_is_not_there_and_is_made_again(
+    bad_s3: tuple[str, Proxy], tmp_path: Path
+) -> None:
+    bucket, proxy = bad_s3
+    url = f"{bucket}/out/data/00000.tar"
+    proxy.share = 1.0
+    held = threading.Event()
+
+    def hold(self: Proxy, method: str, path: str) -> str | None:
+        if "partNumber=3" in path:
+            held.set()
+            return "reset"  # until it is killed
+        return None
+
+    proxy.meet = hold.__get__(proxy)  # type: ignore[method-assign]
+    process = subprocess.Popen([sys.executable, "-c", _PUBLISH, url], stderr=subprocess.DEVNULL)
+    assert held.wait(120)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert files.info(url) is None
+    assert unfinished_uploads(bucket) == ["out/data/00000.tar"]  # unseen, and paid for
+    del proxy.meet
+    proxy.share = 0.0
+    published = publish_in_parts(url)
+    assert files.digest(url) == (_IN_PARTS, published.sha256)
+
+
+def unfinished_uploads(bucket: str) -> list[str]:
+    import boto3
+
+    name = bucket.removeprefix("s3://")
+    answer = boto3.client("s3", region_name="us-east-1").list_multipart_uploads(Bucket=name)
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
 
 
 def test_run_from_memory_and_to_memory_gives_the_same_bytes(
