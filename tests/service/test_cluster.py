@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,28 @@ from tests.run.test_cluster import half_written
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, *agents = free_ports(3)
     with pytest.MonkeyPatch.context() as env:
         env.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # `python` is what a job starts: on a cluster, that of Ray's own environment.
         env.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **head})
-        cluster.add_node(num_cpus=1)
+        # The agent's own port, 52365, may be another cluster's; a head without takes no jobs.
+        nodes = [{"num_cpus": 1, "dashboard_agent_listen_port": agent} for agent in agents]
+        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **head})
+        cluster.add_node(**nodes[1])
         yield f"http://127.0.0.1:{port}"
         cluster.shutdown()
 
@@ -88,6 +98,20 @@ def test_submit_follow_and_increments(
     assert "1 done, 2 before" in capfilt("logs", name).stdout
 
 
+def hold_a_worker(out: Path) -> None:
+    """Stop a worker's process while it is at a shard, so that the run cannot end by itself."""
+    until = time.monotonic() + 120
+    while True:
+        assert time.monotonic() < until
+        for file in half_written(out):
+            pid = int(file.name.split("-")[-2])
+            os.kill(pid, signal.SIGSTOP)
+            if file.exists():
+                return
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.05)
+
+
 def test_submitted_twice_is_refused_and_stopped_goes_on(
     capfilt: Callable[..., subprocess.CompletedProcess[str]], options: list[str], tmp_path: Path
 ) -> None:
@@ -98,17 +122,15 @@ def test_submitted_twice_is_refused_and_stopped_goes_on(
     again = capfilt("submit", web, out, *options)
     assert (again.returncode, again.stdout) == (2, "")
     assert f"is being worked on by job {first}" in again.stderr
-    until = time.monotonic() + 120
-    while not half_written(out):
-        assert time.monotonic() < until, capfilt("logs", first).stdout
-        time.sleep(0.05)
+    hold_a_worker(out)
     by_hand = [sys.executable, "-m", "capfilt", "run", str(web), str(out), "--local", *options[:6]]
     refused = subprocess.run(by_hand, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 2
     assert f"is being worked on by {first} (process" in refused.stderr.splitlines()[-1]
     stopped = capfilt("stop", first)
     assert (stopped.returncode, stopped.stdout) == (0, f"{first}: stopped\n")
-    assert len(commits(out)) < 4, "the stop came too late to mean anything"
+    assert len(commits(out)) < 4
+    assert list(out.rglob("*.tmp")) == []
     assert not (out / "lease.json").exists()
     second = capfilt("submit", web, out, *options).stdout.strip()
     assert second == f"{first[:-1]}2"
