@@ -106,7 +106,7 @@ def work(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     found = {}
     for name, (build, make) in cases(folder).items():

@@ -58,7 +58,7 @@ def test_torchrun_ends_the_ranks_that_wait_for_one_that_failed() -> None:
         [sys.executable, *torchrun, "--no-python", sys.executable, "-c", FAILS],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

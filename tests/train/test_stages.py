@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from capfilt.demo import tiny
+from tests.call import capfilt
 from tests.run.conftest import write_shard
 from tests.train.test_loop import curve
 
@@ -92,7 +93,7 @@ def begun(arguments: Sequence[str], out: Path, *, rows: int) -> subprocess.Popen
         env=ENVIRONMENT,
     )
     log = out / "log.jsonl"
-    until = time.monotonic() + 100
+    until = time.monotonic() + 300
     while not log.exists() or log.read_bytes().count(b"\n") < rows:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -124,7 +125,7 @@ def test_pretraining_told_to_stop_writes_a_checkpoint_and_goes_on_later(
     arguments = command(world, "blip_pretrain", out, "--set", "loop.save_every=1000")
     process = begun(arguments, out, rows=3)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     last = errors.strip().splitlines()[-1]
     assert last == "capfilt: interrupted; the same command goes on where it stopped"
@@ -140,7 +141,7 @@ def finetuned(world: Path, pretrained: Path) -> dict[str, Path]:
     """Captioner and filter, by role."""
     start, queue = ("--set", f"model.start={pretrained}"), ("--set", "model.itc.queue=32")
     for role, options in (("captioner", start), ("filter", (*start, *queue))):
-        done = finished(command(world, f"blip_finetune_{role}", world / role, *options))
+        done = called(command(world, f"blip_finetune_{role}", world / role, *options))
         assert f"capfilt run INPUT OUTPUT --{role} {world / role / role}" in done.stdout
     return {role: world / role / role for role in ("captioner", "filter")}
 
@@ -149,7 +150,7 @@ def test_finetuned_modules_caption_and_filter(
     world: Path, finetuned: dict[str, Path], tmp_path: Path
 ) -> None:
     models = [f"--{role}={folder}" for role, folder in finetuned.items()]
-    done = finished(
+    done = called(
         ["-m", "capfilt", "run", str(world / "web"), str(tmp_path), *models, "--local", "--json"]
     )
     found = json.loads(done.stdout)
@@ -228,8 +229,6 @@ def test_bad_input_is_one_line_and_exit_2(
     world: Path,
     pretrained: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "empty").mkdir()
     _made(tmp_path / "begun" / "train.json")
@@ -248,9 +247,7 @@ def test_bad_input_is_one_line_and_exit_2(
         for part in ("--set", f"{key}={value.format(**places)}")
     ]
     out = pretrained if "another training" in message else tmp_path / "out"
-    code = called(command(world, stage, out)[2:] + sets, monkeypatch)
-    errors = capsys.readouterr().err
-    assert code == 2, errors
+    errors = called(command(world, stage, out) + sets, code=2).stderr
     assert message in errors
     assert errors.count("\n") == 1, errors
     assert errors.startswith("capfilt: ")
@@ -259,44 +256,31 @@ def test_bad_input_is_one_line_and_exit_2(
 
 def test_finished_training_is_left_as_it_is(world: Path, pretrained: Path) -> None:
     before = (pretrained / "summary.json").read_bytes()
-    done = finished([*command(world, "blip_pretrain", pretrained), "--json"])
+    done = called([*command(world, "blip_pretrain", pretrained), "--json"])
     assert json.loads(done.stdout) == json.loads(before)
     assert "nothing to do" in done.stderr
     assert (pretrained / "summary.json").read_bytes() == before
 
 
-def test_folder_of_something_else_is_refused(
-    world: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert called(command(world, "blip_pretrain", world / "web")[2:], monkeypatch) == 2
-    assert "web: is not empty and no training's" in capsys.readouterr().err
+def test_folder_of_something_else_is_refused(world: Path) -> None:
+    done = called(command(world, "blip_pretrain", world / "web"), code=2)
+    assert "web: is not empty and no training's" in done.stderr
 
 
-def test_loss_that_is_not_finite_is_one_line_and_exit_1(
-    world: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_loss_that_is_not_finite_is_one_line_and_exit_1(world: Path, tmp_path: Path) -> None:
     wild = ("--set", "optimiser.lr=1e30", "--set", "schedule.warmup_steps=0")
-    code = called(command(world, "blip_pretrain", tmp_path, *wild)[2:], monkeypatch)
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert code == 1, last
+    done = called(command(world, "blip_pretrain", tmp_path, *wild), code=1)
+    last = done.stderr.splitlines()[-1]
     assert last.startswith("capfilt: step 2: a loss or gradient is not finite (itc nan")
     assert "/0000" in last
     assert last.endswith("there is no checkpoint yet")
 
 
-def called(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """The command in this process, which has torch imported already; its exit code."""
-    from capfilt import cli
-
-    monkeypatch.setattr(sys, "argv", ["capfilt", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code
+def called(arguments: Sequence[str], *, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """As `finished`, in this process."""
+    done = capfilt(*arguments[2:])
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def _broken(source: Path, target: Path, settings: dict[str, Any], *, cut: bool) -> Path:
