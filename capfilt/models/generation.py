@@ -386,7 +386,7 @@ class _Finished:
 
     def best(self, images: list[int]) -> list[list[list[int]]]:
         """The captions of these images, padded with the end to [L]."""
-        return _rows_of(self._ids, images).tolist()  # type: ignore[no-any-return]
+        return _rows_of(self._ids, images).tolist()
 
     def keep(self, images: list[int]) -> None:
         """Forget the other images."""
