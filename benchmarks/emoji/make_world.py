@@ -11,6 +11,9 @@ family/   40,000 in families of 16: the same things on the same background, in o
           human.json people's. A family lies together, so that a training's batch has several of
           it: negatives that differ in a count or a relation alone, which pictures drawn one by
           one hardly ever are
+pairs/    48,000 of two kinds of things, each beside one of the same things elsewhere. Their texts
+          say where the ones are from the others, and nothing else: in human/ and family/ that is
+          a word or two among many, and stayed unlearned. Lists as in family/
 evaluation/  1,000 of unseen scenes to measure on
 vocab.txt    the words of all
 """
@@ -23,7 +26,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from capfilt.demo.claim import Claim, draw_claim
+from capfilt.demo.claim import Claim, Mention, draw_claim
 from capfilt.demo.dataset import make_world, write_human
 from capfilt.demo.demo import SIDE
 from capfilt.demo.grammar import say, words
@@ -51,15 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_world(
         folder, web=10_000, human=60_000, evaluation=1_000, seed=SEED, side=SIDE, mix=ALL_TRUE
     )
-    members = [member for number in range(2500) for member in draw_family(number)]
-    write_family(folder / "family", members)
+    families = [member for number in range(2500) for member in draw_family(number)]
+    write_both(folder / "family", families, SIDE)
+    twins = [twin for number in range(24_000) for twin in draw_twins(number)]
+    write_both(folder / "pairs", twins, SIDE // 2)
     lines = vocabulary([*words(), *web_words(), *PROMPT.split()])
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
 
 
-def write_family(folder: Path, members: Sequence[Picture]) -> None:
+def write_both(folder: Path, pictures: Sequence[Picture], side: int) -> None:
     """Write pictures with all their texts, and a second list of the human ones alone."""
-    write_human(folder, members, SIDE)
+    write_human(folder, pictures, side)
     rows = json.loads((folder / "captions.json").read_text())
     for row in rows:
         row["caption"] = row["caption"][: len(_STYLES) // 2]
@@ -76,6 +81,31 @@ def draw_family(number: int) -> Iterator[Picture]:
         siblings = [other for other in scenes if other is not scene]
         texts = tuple(_tell(scene, siblings, scenes[place ^ 1], style, rng) for style in _STYLES)
         yield Picture(f"{number * FAMILY + place:06d}", scene, texts, WebText("", "empty"))
+
+
+def draw_twins(number: int) -> Iterator[Picture]:
+    """Draw two kinds of things, mostly few of them, and the same elsewhere."""
+    rng = random.Random(f"{SEED}/pair/{number}")
+    while True:
+        scene = draw_scene(rng)
+        if len(scene.groups) == 2 and (
+            sum(g.count for g in scene.groups) <= 3 or rng.random() < 0.3
+        ):
+            twin = _draw_twin(scene, rng)
+            if not scene.is_held_out and not twin.is_held_out:
+                break
+    for place, member in enumerate((scene, twin)):
+        texts = tuple(
+            style(_relate(member, turned=turn % 2 == 1), rng) for turn, style in enumerate(_STYLES)
+        )
+        yield Picture(f"{2 * number + place:06d}", member, texts, WebText("", "empty"))
+
+
+def _relate(scene: Scene, *, turned: bool) -> Claim:
+    """Say where the first group is from the second, or the second from the first."""
+    groups = scene.groups[::-1] if turned else scene.groups
+    mentions = tuple(Mention(group.noun, group.count) for group in groups)
+    return Claim(mentions, 1, direction(*groups))
 
 
 def _draw_pair(first: Scene, rng: random.Random) -> tuple[Scene, Scene]:
