@@ -15,6 +15,7 @@ from capfilt.export.card import croissant, dataset_card
 from capfilt.export.forms import FORMS
 from capfilt.io import files, publish
 from capfilt.record import Verdict
+from capfilt.select.missing import warn_of_missing
 from capfilt.select.origin import Origin
 from capfilt.select.survey import each
 from capfilt.select.texts import kept_samples
@@ -54,8 +55,14 @@ def export(output_url: str, target: str, form: str) -> Exported:
         raise ConfigError(f"--form {form!r} is none of {', '.join(FORMS)}")
     writer = FORMS[form]
     origin = Origin.open(output_url)
+    warn_of_missing(origin)
     if not origin.output.images:
         raise ConfigError(f"{origin.url} has texts only: export a dataset with its images")
+    tally = Tally()
+    for commit in origin.commits.values():
+        tally.merge(Tally.from_dict(commit.counts))
+    if not tally.samples[Verdict.KEPT]:
+        raise ConfigError(f"{origin.url} keeps no image: there is nothing to export")
     target = files.absolute(target)
     origin.check_apart(target, "FOLDER")
     _claim(target, origin, form)

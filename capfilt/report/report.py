@@ -18,6 +18,7 @@ from capfilt.report.page import Ranking, Rows, percent
 from capfilt.report.sheets import make_sheets
 from capfilt.report.speed import Speed, speed_of
 from capfilt.run.manifest import Manifest
+from capfilt.select.missing import warn_of_missing
 from capfilt.select.origin import CUT_OF, Origin
 
 FILE = "report.html"
@@ -68,6 +69,7 @@ def report(
         raise ConfigError(f"--gpu-hour-price must be 0 or more, is {price_per_hour:g}")
     load_matplotlib()  # before anything is counted
     origin = Origin.open(output_url)
+    warn_of_missing(origin)
     by, threshold = _rule(origin.manifest)
     figures = figures_of(origin, by)
     speed = speed_of(origin.commits)

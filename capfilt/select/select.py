@@ -25,6 +25,7 @@ from capfilt.run.progress import Progress
 from capfilt.schema import to_dict
 from capfilt.select.cutter import Cutter
 from capfilt.select.engine import CutEngine
+from capfilt.select.missing import warn_of_missing
 from capfilt.select.origin import CUT_OF, Origin
 from capfilt.select.rows import tally_of
 from capfilt.select.survey import Survey, each
@@ -161,6 +162,7 @@ def select(
 def _settled(origin_url: str, config: CutConfig) -> tuple[Origin, CutConfig]:
     """Open the origin, and see that it has the scores that the rules need."""
     origin = Origin.open(origin_url)
+    warn_of_missing(origin)
     scoring: Mapping[str, bool] = origin.manifest.config["scoring"]
     has = [name for name in ("match_prob", "similarity") if scoring[name]]
     asked = () if config.by is None else (config.by,)

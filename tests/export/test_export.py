@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 from capfilt.config import resolve
+from capfilt.cut import CutConfig
 from capfilt.errors import CommitError, ConfigError
 from capfilt.export.export import Exported, export
 from capfilt.run.job import Where, run
+from capfilt.select.select import select
 from tests.run.conftest import hashes, ledger_rows, picture, write_shard
 from tests.select.conftest import (
     Runs,
@@ -227,3 +229,10 @@ def test_image_bytes_are_the_originals(exports: Exports) -> None:
                 data = content.read()
                 assert data == picture(int(member.name.partition("_")[0]))
                 assert Image.open(io.BytesIO(data)).format == "JPEG"
+
+
+def test_an_output_that_keeps_nothing_is_not_exported(runs: Runs, tmp_path: Path) -> None:  # noqa: F811
+    select(runs["blip"], str(tmp_path / "cut"), CutConfig(min_match_prob=1.0))
+    with pytest.raises(ConfigError, match="nothing to export"):
+        export(str(tmp_path / "cut"), str(tmp_path / "target"), "blip")
+    assert not (tmp_path / "target").exists()
