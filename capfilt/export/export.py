@@ -76,9 +76,6 @@ def export(output_url: str, target: str, form: str) -> Exported:
     hidden = not sys.stderr.isatty()
     for _ in track(each(todo, write), "export", len(todo), console=console, disable=hidden):
         pass
-    tally = Tally()
-    for commit in origin.commits.values():
-        tally.merge(Tally.from_dict(commit.counts))
     if form == "huggingface":
         _describe(origin, target, tally)
     return Exported(
