@@ -4,7 +4,8 @@
 
 `capfilt.run.schedule` is what `capfilt run` itself asks; here a simulation asks it. A shard takes
 60 to 180 s of a worker's models, 2 s to begin reading and 2 s to publish; a worker that holds two
-shards shares its models between them. Each scenario is another kind of trouble:
+shards shares its models between them. A try puts each fifth of its shard aside (2,000 images of
+10,000), and a later one or a copy begins with that. Each scenario is another kind of trouble:
 
     even        every worker and every try alike, and a shard's size tells its time to 10 %
     blind       the same, but every shard has the same size
@@ -12,6 +13,8 @@ shards shares its models between them. Each scenario is another kind of trouble:
     shrinking   stragglers, and a tenth of the workers die, one after another, and come back
 
 `efficiency` is the models' seconds that led to a commit over workers times the run's seconds.
+`bound` is what it would be if the shards were handed out in the same order, each to the first idle
+worker, and nothing else took time: no reading, no publishing, no trouble.
 `tail_s` is from the moment when no shard was left to hand out to the last commit.
 """
 
@@ -34,7 +37,9 @@ SHARD_S = (60.0, 180.0)
 READ_S, PUBLISH_S = 2.0, 2.0
 TICK_S = 1.0  # how often the driver looks around when nothing has happened
 RELOAD_S = 60.0
+IMAGES_PER_S = 50
 SLOW = 5.0
+PARTS = 5  # of a shard, that are put aside
 SCENARIOS = ("even", "blind", "stragglers", "shrinking")
 
 
@@ -45,7 +50,14 @@ class Try:
     shard: str
     whole_s: float  # of the models alone
     left_s: float
+    parts: int  # that others had put aside when it began
+    parts_s: float  # that those have taken
     phase: str = "read"
+
+    @property
+    def done_s(self) -> float:
+        """What it has done itself."""
+        return self.whole_s * (1 - self.parts / PARTS) - self.left_s
 
 
 @dataclass
@@ -82,8 +94,11 @@ class Simulation:
         self.now_s = 0.0
         self._scenario = scenario
         self._seconds: dict[str, float] = {}
-        works = [self._make_shard(i) for i in range(shards)]
-        self.schedule = Schedule(largest_first(works), max_attempts=3, clock=lambda: self.now_s)
+        self._images: dict[str, int] = {}
+        self._aside: dict[str, tuple[int, float]] = {}  # parts of a shard, and their seconds
+        works = largest_first([self._make_shard(i) for i in range(shards)])
+        self._bound = self._ideal([self._seconds[work.shard.id] for work in works], workers)
+        self.schedule = Schedule(works, max_attempts=3, clock=lambda: self.now_s)
         self._workers = {n: SimulatedWorker() for n in range(workers)}
         self._names = count(workers)
         self._count = workers
@@ -97,14 +112,24 @@ class Simulation:
         self.useful_s = self.wasted_s = 0.0
         self.copies = 0
         self.drained_s: float | None = None
+        self._ticks = False
 
     def _make_shard(self, index: int) -> Work:
         seconds = self._rng.uniform(*SHARD_S)
         size = int(seconds * self._rng.uniform(0.9, 1.1) * 1e6)
         name = f"{index:05d}"
         self._seconds[name] = seconds
+        self._images[name] = int(seconds * IMAGES_PER_S)
         size = 10**8 if self._scenario == "blind" else size
         return Work(InputShard(name, Form.TAR, name, size, ""))
+
+    @staticmethod
+    def _ideal(seconds: list[float], workers: int) -> float:
+        """Efficiency where each shard goes to the first idle worker, at once."""
+        ends = [0.0] * workers
+        for each in seconds:
+            heapq.heapreplace(ends, ends[0] + each)
+        return sum(seconds) / workers / max(ends)
 
     def run(self) -> dict[str, Any]:
         """Until the schedule says that nothing is left."""
@@ -114,11 +139,9 @@ class Simulation:
         if self._scenario == "shrinking":
             for i in range(self._count // 10):
                 self._at(expected_s * (0.2 + 0.6 * i / (self._count // 10)), "die", None)
-        self._at(0.0, "tick", None)
+        self._assign()
         while not self.schedule.is_finished:
             self.now_s, _, kind, about = heapq.heappop(self._events)
-            if kind == "tick" and not self.schedule.waiting:
-                self._at(self.now_s + TICK_S, "tick", None)
             getattr(self, f"_{kind}")(about)
             self._assign()
         return self._result()
@@ -132,15 +155,36 @@ class Simulation:
             self.copies += assignment.rival is not None
             late = self._has_stragglers and self._rng.random() < 1 / 500
             whole_s = self._seconds[shard] * (SLOW if late else 1.0)
-            begun = Try(shard, whole_s, whole_s)
+            if assignment.rival is not None:
+                self._put_aside(assignment.rival, shard)
+            parts, parts_s = self._aside.get(shard, (0, 0.0))
+            begun = Try(shard, whole_s, whole_s * (1 - parts / PARTS), parts, parts_s)
             self._workers[assignment.worker].tries[shard] = begun
             self._at(self.now_s + READ_S, "read", (assignment.worker, begun))
         if self.drained_s is None and not self.schedule.waiting:
             self.drained_s = self.now_s
-            self._at(self.now_s + TICK_S, "tick", None)
+        if not self._ticks and self.schedule.waiting < 2 * self._count:  # before, nothing is copied
+            self._ticks = True
+            self._at(self.now_s, "tick", None)
+
+    def _put_aside(self, name: int, shard: str) -> None:
+        """What a worker's try of a shard has left for others by now."""
+        worker = self._workers[name]
+        worker.advance(self.now_s)
+        each = worker.tries[shard]
+        parts = int(PARTS * (1 - each.left_s / each.whole_s))
+        if parts > self._aside.get(shard, (0, 0.0))[0]:
+            own_s = (parts - each.parts) / PARTS * each.whole_s * worker.slowness
+            self._aside[shard] = parts, each.parts_s + own_s
 
     def _tick(self, about: None) -> None:
-        """The driver looks around."""
+        """The driver looks around, and asks how far everybody is."""
+        self._at(self.now_s + TICK_S, "tick", None)
+        for name, worker in self._workers.items():
+            worker.advance(self.now_s)
+            for shard, each in worker.tries.items():
+                share = 1 - each.left_s / each.whole_s
+                self.schedule.progress(name, shard, int(share * self._images[shard]))
 
     def _read(self, about: tuple[int, Try]) -> None:
         name, begun = about
@@ -169,8 +213,9 @@ class Simulation:
         if not self._has(name, begun):
             return
         self.commits[begun.shard] += 1
-        self.useful_s += begun.whole_s * self._workers[name].slowness
+        self.useful_s += begun.parts_s + begun.done_s * self._workers[name].slowness
         del self._workers[name].tries[begun.shard]
+        self.schedule.progress(name, begun.shard, self._images[begun.shard])
         for other in self.schedule.done(name, begun.shard):
             self._lose(other, begun.shard)
 
@@ -178,12 +223,14 @@ class Simulation:
         worker = self._workers[name]
         worker.advance(self.now_s)
         lost = worker.tries.pop(shard)
-        self.wasted_s += (lost.whole_s - lost.left_s) * worker.slowness
+        self.wasted_s += lost.done_s * worker.slowness
         self.schedule.withdrawn(name, shard)
         self._plan(name)
 
     def _die(self, about: None) -> None:
         name = self._rng.choice(list(self._workers))
+        for shard in self._workers[name].tries:
+            self._put_aside(name, shard)
         del self._workers[name]
         assert self.schedule.died(name) is None
         self._at(self.now_s + RELOAD_S, "join", None)
@@ -205,6 +252,7 @@ class Simulation:
         assert self.drained_s is not None
         return {
             "efficiency": self.useful_s / (self._count * self.now_s),
+            "bound": self._bound,
             "hours": self.now_s / 3600,
             "tail_s": self.now_s - self.drained_s,
             "copies": self.copies,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,14 @@ class Tally:
             self.texts[text.source, text.verdict] += 1
             if text.verdict is Verdict.DROPPED and text.reason is not None:
                 self.dropped_texts[text.reason] += 1
+
+    @classmethod
+    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+        """All counts together, in a new tally."""
+        total = cls()
+        for tally in tallies:
+            total.merge(tally)
+        return total
 
     def merge(self, other: Tally) -> None:
         """Add another tally's counts to this one."""

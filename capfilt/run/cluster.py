@@ -43,6 +43,9 @@ PATIENCE_S = 60.0  # before a person is told that no worker has started
 # then it is not the models that do not fit but the machines that are taken away.
 MAX_FAILED_STARTS, MAX_TAKEN_AWAY = 3, 30
 LOOK_FOR_NODES_S = 5.0
+# Looks, about a second apart, for an answer that does not come: a worker's process is stopped, and
+# Ray does not miss it. Not seconds, which pass as well while this process is stopped itself.
+SILENT_LOOKS = 300
 # At the end, for a worker whose try is lost to notice that; then for its killed process to be gone.
 GRACE_S, DEATH_S = 2.0, 10.0
 
@@ -98,7 +101,7 @@ class Actor:
         if attempt is not None:
             attempt.give_up()
 
-    def in_flight(self) -> Tally:
+    def in_flight(self) -> dict[str, Tally]:
         self._export.refresh()
         return self._worker.in_flight()
 
@@ -131,6 +134,7 @@ class _Slot:
     contests: dict[Any, tuple[Assignment, Race]] = field(default_factory=dict)
     in_flight: Tally = field(default_factory=Tally)
     poll: Any = None  # reference of an `in_flight` call under way
+    silent_looks: int = 0  # for its answer
 
     @property
     def calls(self) -> list[Any]:
@@ -173,10 +177,7 @@ class ClusterEngine:
         self.workers = needs.workers
 
     def in_flight(self) -> Tally:
-        total = Tally()
-        for slot in self._slots.values():
-            total.merge(slot.in_flight)
-        return total
+        return Tally.sum(slot.in_flight for slot in self._slots.values())
 
     def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard on the actors."""
@@ -309,7 +310,7 @@ class ClusterEngine:
             gave_up = self._schedule.failed(slot.number, slot.running.pop(call), error)
             self._count_retry(gave_up)
             if isinstance(error, StalledError):
-                self._give_up(slot)
+                self._give_up(slot, "hangs")
             return gave_up
         except RayActorError as died:
             return self._replace(slot, died)
@@ -323,6 +324,7 @@ class ClusterEngine:
             self._schedule.withdrawn(slot.number, shard_id)
             return None
         slot.in_flight = Tally()  # counted by its commit now; the next poll has the rest
+        self._schedule.progress(slot.number, shard_id, result.counts["read"])
         for other in self._schedule.done(slot.number, shard_id):
             self._slots[other].actor.give_up.remote(shard_id)
         return Done(result)
@@ -374,9 +376,9 @@ class ClusterEngine:
         self._grows = False
         self._remove(slot)
 
-    def _give_up(self, slot: _Slot) -> None:
-        """Replace a worker in which a thread hangs; the other shard that it holds has no blame."""
-        log.warning("a worker hangs and is replaced")
+    def _give_up(self, slot: _Slot, how: str) -> None:
+        """Replace a worker that hangs or is stopped; the shards that it holds have no blame."""
+        log.warning("a worker %s and is replaced", how)
         self._exchange(slot)
         self._schedule.dismiss(slot.number)
 
@@ -409,11 +411,19 @@ class ClusterEngine:
             )
 
     def _poll(self) -> None:
-        """Ask workers how far they are, without waiting for the answer."""
-        for slot in self._slots.values():
+        """Ask workers how far they are, without waiting for the answer; but not for ever."""
+        for slot in [slot for slot in self._slots.values() if slot.loading is None]:
             if slot.poll is not None and ray.wait([slot.poll], timeout=0)[0]:
                 with suppress(RayError):  # its death, if it is that, arrives with its shards
-                    slot.in_flight = ray.get(slot.poll)
+                    self._note(slot, ray.get(slot.poll))
                 slot.poll = None
-            if slot.poll is None and slot.loading is None:  # an idle one has figures, too
-                slot.poll = slot.actor.in_flight.remote()
+            if slot.poll is None:  # an idle one has figures, too
+                slot.poll, slot.silent_looks = slot.actor.in_flight.remote(), 0
+            slot.silent_looks += 1
+            if slot.silent_looks > SILENT_LOOKS:
+                self._give_up(slot, "does not answer")
+
+    def _note(self, slot: _Slot, in_flight: dict[str, Tally]) -> None:
+        slot.in_flight = Tally.sum(in_flight.values())
+        for shard_id, tally in in_flight.items():
+            self._schedule.progress(slot.number, shard_id, tally.read)

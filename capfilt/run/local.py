@@ -29,7 +29,7 @@ class LocalEngine:
         return cls(Worker.load(task, cpus=len(os.sched_getaffinity(0))), task)
 
     def in_flight(self) -> Tally:
-        return self._worker.in_flight()
+        return Tally.sum(self._worker.in_flight().values())
 
     def execute(self, works: Iterable[Work | None]) -> Iterator[Outcome | None]:
         """Process every shard; one that raises is tried again until `max_attempts`."""

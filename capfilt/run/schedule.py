@@ -10,7 +10,8 @@ simulation of many more workers than a test can start (`benchmarks/scale.py`).
 - When a worker dies with two shards it is unknown which one killed it, so both become suspects and
   run alone, and only the death of a worker that held a single shard counts as a try of that shard.
 
-A shard's work is told by its size in bytes, and a worker's pace by what it has done.
+A shard's work is told by its size in bytes, a worker's pace by what it has done, and how long a try
+will still take by that and by how far it has come.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from capfilt.errors import CapfiltError
 from capfilt.run.engine import GaveUp, Inbox, Work, settle
 
 IN_FLIGHT = 2  # shards per worker: one in the models, one being read or published
-# How much longer than its copy a try must be expected to take, and how much a second counts that it
-# takes longer than it should have: one is copied when it has taken 1.25 times that. In the
-# simulation this does better than 1.5 times, and than every try for which somebody is idle.
-WORTH_A_COPY, OVERDUE = 1.25, 5.0
+# How much longer than its copy a try must be expected to take. In the simulation this does better
+# than 1.5 times, and than every try for which somebody is idle.
+WORTH_A_COPY = 1.25
+PRIOR = 0.5  # of a shard: when this much is done, a try's own speed counts as much as what is usual
 
 
 class WorkerDiedError(CapfiltError):
@@ -51,6 +52,7 @@ class Assignment:
 class _Try:
     work: Work
     worker: int
+    images: int = 0  # that are done, as far as is known
     served_s: float = 0.0  # of its worker's time, which those that it holds share
     is_lost: bool = False  # another's was first; it ends without a result
     is_publishing: bool = False  # too late for another
@@ -98,6 +100,7 @@ class Schedule:
         self._suspects: deque[Work] = deque()  # go to a worker that holds nothing else
         self._members: dict[int, _Member] = {}
         self._tries: dict[str, list[_Try]] = {}  # those in flight that are not lost, by shard
+        self._done_images = self._done_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -131,8 +134,14 @@ class Schedule:
             if self._has_plenty():
                 yield self._begin(worker, self._queue.popleft())
 
+    def progress(self, worker: int, shard_id: str, images: int) -> None:
+        """How many images of a shard that it holds a worker has done by now; or has it no more."""
+        held = self._members[worker].tries.get(shard_id)
+        if held is not None:
+            held.images = images
+
     def done(self, worker: int, shard_id: str) -> list[int]:
-        """A worker has committed a shard.
+        """A worker has committed a shard, and its last `progress` was of all its images.
 
         Returns:
             The workers whose tries of it are lost with this, to be told so.
@@ -140,6 +149,8 @@ class Schedule:
         member = self._members[worker]
         won = member.tries[shard_id]
         member.done_bytes += won.size
+        self._done_bytes += won.size
+        self._done_images += won.images
         self._end(won)
         lost = self._tries.pop(shard_id, [])
         for other in lost:
@@ -256,10 +267,20 @@ class Schedule:
                 yield self._begin(worker, begun.work, rival=begun.worker)
 
     def _remaining_s(self, begun: _Try, pace: float) -> float:
-        """How long a try will take from now on; the later it is already, the longer."""
-        left_s = self._pace_of(begun.worker, pace) * begun.size - begun.served_s
+        """How long a try will take from now on, by what is usual and what it has done in its time.
+
+        One that has come far and comes no further: as long as it is late already.
+        """
+        done = self._share_done(begun)
+        usual_s = self._pace_of(begun.worker, pace) * begun.size
+        seconds_per_share = (begun.served_s + PRIOR * usual_s) / (done + PRIOR)
         sharing = len(self._members[begun.worker].tries)
-        return sharing * left_s if left_s > 0 else -OVERDUE * left_s
+        return max(sharing * (1 - done) * seconds_per_share, begun.served_s - usual_s)
+
+    def _share_done(self, begun: _Try) -> float:
+        """Of a shard's images; how many it has may be known, else its size tells."""
+        of_its_size = begun.size * self._done_images / max(1, self._done_bytes)
+        return min(1.0, begun.images / max(1.0, begun.work.shard.expected or of_its_size))
 
     def _pace(self) -> float | None:
         """Seconds a byte takes a worker that has done any, over all; None when none has."""

@@ -190,13 +190,10 @@ class Worker:
             aside.remove()
         return commit
 
-    def in_flight(self) -> Tally:
-        """Counts of the shards that are not committed yet."""
-        total = Tally()
+    def in_flight(self) -> dict[str, Tally]:
+        """Counts of the shards that are not committed yet, by shard."""
         with self._lock:
-            for tally in self._tallies.values():
-                total.merge(tally)
-        return total
+            return {shard_id: Tally.sum([tally]) for shard_id, tally in self._tallies.items()}
 
     @property
     def batch_size(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from capfilt.config import resolve
 from capfilt.errors import CapfiltError
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity
+from capfilt.run import cluster as run_cluster
 from capfilt.run.cluster import ClusterEngine, LoadWorker
 from capfilt.run.engine import Done, Outcome, Work
 from capfilt.run.local import LocalEngine
@@ -223,5 +226,33 @@ def test_node_that_joins_gets_workers_and_one_that_leaves_loses_only_its_shards(
     assert leaving, "no worker came to the node that joined"
     leaving[0].join()
     assert sorted(done) == [f"{i:05d}" for i in range(SHARDS)]
+    assert hashes(out) == undisturbed(web, tmp_path / "alone")
+    assert list(out.rglob("*.tmp")) == []
+
+
+def test_stopped_worker_is_replaced_and_its_shards_are_made_by_others(
+    cluster: Any, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is there, and Ray does not miss it."""
+    monkeypatch.setattr(run_cluster, "SILENT_LOOKS", 10)
+    out = tmp_path / "out"
+    engine = ClusterEngine(make_task(out), needs(1), loads(0.2))
+    works = [Work(shard) for shard in find_shards(web).shards]
+    done: list[str] = []
+    stopped = 0
+    until = time.monotonic() + 400
+    try:
+        for outcome in engine.execute(works):
+            if isinstance(outcome, Done):
+                done.append(outcome.commit.shard)
+                if not stopped:
+                    stopped = int(outcome.commit.telemetry["worker"].rpartition(":")[2])
+                    os.kill(stopped, signal.SIGSTOP)
+            assert time.monotonic() < until
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
+    assert sorted(done) == [f"{i:05d}" for i in range(SHARDS)]
+    assert len(set(workers_of(out).values())) > 1
     assert hashes(out) == undisturbed(web, tmp_path / "alone")
     assert list(out.rglob("*.tmp")) == []

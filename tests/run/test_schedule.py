@@ -12,8 +12,9 @@ from capfilt.run.schedule import Schedule, largest_first
 from capfilt.shard import Form, InputShard
 
 
-def work(name: str, size_bytes: int = 100) -> Work:
-    return Work(InputShard(name, Form.TAR, f"/web/{name}.tar", size_bytes, "mtime:1"))
+def work(name: str, size_bytes: int = 100, expected: int | None = None) -> Work:
+    url = f"/web/{name}.tar"
+    return Work(InputShard(name, Form.TAR, url, size_bytes, "mtime:1", expected=expected))
 
 
 class Played(Schedule):
@@ -24,6 +25,12 @@ class Played(Schedule):
         super().__init__(works, max_attempts=3, clock=lambda: self.now_s)
         for worker in workers:
             self.join(worker)
+
+    def done(self, worker: int, shard_id: str) -> list[int]:
+        """Of as many images as it has bytes, or else should have."""
+        shard = self._members[worker].tries[shard_id].work.shard
+        self.progress(worker, shard_id, shard.expected or shard.size_bytes)
+        return super().done(worker, shard_id)
 
     def given(self) -> list[tuple[int, str]]:
         return [(each.worker, each.work.shard.id) for each in self.assign()]
@@ -78,18 +85,44 @@ def test_copies_of_what_a_slow_worker_holds_go_to_idle_ones() -> None:
     schedule.done(1, "a")
     schedule.now_s = 20.0
     schedule.done(1, "c")  # 10 s a shard; 2 has had 20 s for two
+    schedule.progress(2, "b", 80)
+    schedule.progress(2, "d", 80)
     assert schedule.copies() == []
-    schedule.now_s = 24.0  # 12 s of its time for each
-    assert schedule.copies() == []
-    schedule.now_s = 31.0
+    schedule.now_s = 60.0
+    schedule.progress(2, "b", 81)
+    schedule.progress(2, "d", 82)
     assert schedule.copies() == [(1, "b", 2)]
-    schedule.now_s = 41.0
+    schedule.now_s = 70.0
     assert schedule.done(1, "b") == [2]
     schedule.withdrawn(2, "b")
     assert schedule.copies() == [(1, "d", 2)]
     assert not schedule.is_finished
     assert schedule.done(2, "d") == [1]  # the other way round
     assert schedule.is_finished
+
+
+@pytest.mark.parametrize(
+    ("images", "expected", "is_copied"),
+    [
+        (50, None, False),  # half of it in half of its time
+        (10, None, True),  # it will take 50 s at this speed
+        (50, 1000, True),  # more images than its size tells
+        (10, 20, False),
+    ],
+)
+def test_try_that_comes_slowly_on_is_copied_long_before_its_time_is_over(
+    images: int, expected: int | None, is_copied: bool
+) -> None:
+    schedule = Played(iter([work("a"), work("b", expected=expected), None]), [1])
+    assert schedule.given() == [(1, "a"), (1, "b")]
+    schedule.withdrawn(1, "b")
+    schedule.now_s = 10.0
+    schedule.done(1, "a")
+    schedule.join(2)
+    assert schedule.given() == [(1, "b")]
+    schedule.now_s = 15.0
+    schedule.progress(1, "b", images)
+    assert schedule.copies() == ([(2, "b", 1)] if is_copied else [])
 
 
 def test_copies_begin_at_once_where_a_worker_is_known_to_be_slow() -> None:
@@ -100,6 +133,7 @@ def test_copies_begin_at_once_where_a_worker_is_known_to_be_slow() -> None:
     schedule.now_s = 40.0
     schedule.done(2, "b")
     schedule.done(2, "d")  # 20 s a shard at 2
+    schedule.progress(1, "c", 97)
     assert schedule.given() == [(2, "e")]
     schedule.now_s = 41.0
     schedule.done(1, "c")
@@ -115,6 +149,8 @@ def test_copies_of_equal_workers_are_not_made() -> None:
     for second, (worker, shard) in enumerate([(1, "a"), (2, "b"), (1, "c")]):
         schedule.now_s = 10.0 + second
         schedule.done(worker, shard)
+        if shard == "c":
+            schedule.progress(2, "d", 80)
         assert schedule.copies() == []
 
 

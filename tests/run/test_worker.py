@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capfilt.config import resolve
-from capfilt.errors import CommitError, InputError
+from capfilt.config import RunConfig, resolve
+from capfilt.errors import CommitError, InputError, ModelError
 from capfilt.io import lease
 from capfilt.io.commits import list_commits, remove_commit
 from capfilt.io.inputs import find_shards
@@ -27,6 +28,7 @@ from capfilt.models.images import PixelSpec
 from capfilt.record import ModelIdentity, Score
 from capfilt.run.attempt import Attempt
 from capfilt.run.flow import ahead
+from capfilt.run.job import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 
@@ -310,3 +312,18 @@ def test_worker_whose_lease_is_lost_while_it_publishes_does_not_commit(tmp_path:
         with pytest.raises(CommitError, match="another has taken over, somebody"):
             worker.process(shard, attempt=Late())
     assert list_commits(str(tmp_path / "out")) == {}
+
+
+@pytest.mark.parametrize("role", ["captioner", "filter"])
+def test_worker_that_finds_other_weights_than_the_driver_is_refused(
+    role: str, config: RunConfig, tmp_path: Path
+) -> None:
+    """A node with another checkpoint under the same name; its shards would be another run's."""
+    models = inspect_models(config)
+    Worker.load(Task(config, models, str(tmp_path)), cpus=1).close()
+    models[role] = replace(models[role], sha256="0" * 64)
+    found = (
+        rf"^{role} .* there are other weights \(sha256 \w{{12}}\) than the driver's \(0{{12}}\)"
+    )
+    with pytest.raises(ModelError, match=found):
+        Worker.load(Task(config, models, str(tmp_path)), cpus=1)
