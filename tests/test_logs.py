@@ -25,7 +25,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "capfilt", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         env=os.environ | environment,
         check=False,
     )

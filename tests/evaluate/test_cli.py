@@ -217,7 +217,7 @@ def test_a_process_has_nothing_but_the_json_on_stdout(files: dict[str, str]) -> 
     line = COMMANDS["filter"].format(**files).split()
     done = subprocess.run(
         [sys.executable, "-m", "capfilt.cli", "evaluate", *line, "--json"],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["task"] == "filter"

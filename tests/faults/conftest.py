@@ -77,5 +77,5 @@ def command(found: Undisturbed, out: Path, *options: str) -> list[str]:
 def complete(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """A command to its end."""
     return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=120, check=False, **options
+        arguments, capture_output=True, text=True, timeout=500, check=False, **options
     )

@@ -289,7 +289,7 @@ def test_worker_of_a_run_that_was_frozen_does_not_publish_over_its_successor(
         monkeypatch.setattr(lease, "LASTS_S", 1.0)
         with lease.Lease(str(out), "capfilt run"):
             frozen.send_signal(signal.SIGCONT)
-            _, err = frozen.communicate(timeout=60)
+            _, err = frozen.communicate(timeout=300)
             assert "another has taken over, capfilt run" in err
     finally:
         frozen.kill()
