@@ -322,8 +322,6 @@ def test_worker_that_finds_other_weights_than_the_driver_is_refused(
     models = inspect_models(config)
     Worker.load(Task(config, models, str(tmp_path)), cpus=1).close()
     models[role] = replace(models[role], sha256="0" * 64)
-    found = (
-        rf"^{role} .* there are other weights \(sha256 \w{{12}}\) than the driver's \(0{{12}}\)"
-    )
+    found = rf"^{role} .* there are other weights \(sha256 \w{{12}}\) than the driver's \(0{{12}}\)"
     with pytest.raises(ModelError, match=found):
         Worker.load(Task(config, models, str(tmp_path)), cpus=1)
