@@ -20,6 +20,9 @@ import pytest
 import yaml
 from click import ClickException
 
+from capfilt.service.cluster import _STOP_WITHIN_S
+from tests.jobs.conftest import fill
+
 Tree = dict[str, Any]
 
 JOB = {
@@ -280,7 +283,7 @@ def test_raycronjob_says_that_it_is_alpha_and_has_a_schedule(job: Path) -> None:
 def test_kustomization_brings_every_file_that_the_entrypoint_reads(job: Path) -> None:
     kustomization = load(job / "kustomization.yaml")
     manifest = filled(job)
-    [generator] = kustomization["configMapGenerator"]
+    generator, _ = kustomization["configMapGenerator"]
     script, names = (job / "run.sh").read_text(), {file.name for file in job.iterdir()}
     assert set(generator["files"]) == {"run.sh", *re.findall(r'"\$here/([\w.]+)"', script)}
     assert {*generator["files"], *kustomization["resources"]} <= names
@@ -289,11 +292,38 @@ def test_kustomization_brings_every_file_that_the_entrypoint_reads(job: Path) ->
     assert manifest["metadata"]["annotations"]["config.kubernetes.io/local-config"] == "true"
 
 
+PLACES = {
+    "nightly_capfilt": ("INPUT", "OUTPUT"),
+    "pretrain_blip": ("OUT",),
+    "pretrain_blip2": ("OUT",),
+}
+
+
+def rendered(job: Path) -> subprocess.CompletedProcess[str]:
+    command = ["kubectl", "kustomize", str(job)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_job_that_is_stopped_has_as_long_as_one_that_was_submitted(job: Path) -> None:
+    """To give shards back, or to end a step and write a checkpoint."""
+    pods = load(job / "rayjob.yaml")["spec"]["rayClusterSpec"]
+    [head] = pods["headGroupSpec"]["template"]["spec"]["containers"]
+    found = {variable["name"]: variable["value"] for variable in head["env"]}
+    submit = (job / "submit.sh").read_text()
+    told = re.findall(r'"RAY_JOB_STOP_WAIT_TIME_S": "(\d+)"', submit)
+    by_capfilt = [str(_STOP_WITHIN_S)] if "capfilt submit" in submit else []
+    assert [found["RAY_JOB_STOP_WAIT_TIME_S"]] == told + by_capfilt
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which has kustomize in it")
 def test_kubectl_renders_the_config_map_and_the_cron_job_with_the_jobs_spec(job: Path) -> None:
     spec = filled(job)["spec"]
-    command = ["kubectl", "kustomize", str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = rendered(job)
+    assert done.returncode == 1
+    for name in PLACES[job.name]:
+        assert "options.index 1 is out of bounds" in done.stderr
+        fill(job, **{name: f"s3://bucket/{name}"})
+        done = rendered(job)
     assert done.returncode == 0, done.stderr
     config_map, cron = yaml.safe_load_all(done.stdout)
     assert cron["kind"] == "RayCronJob"
