@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from capfilt.config import PRESETS, RunConfig
-from capfilt.schema import keys, to_dict
+from capfilt.schema import keys, to_dict, to_yaml
 from capfilt.train.stage import Stage
-from tests.commands import commands_of_page, parse
+from tests.commands import commands_of_page, parse, recorded, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `([\w.]+)` \| `(.+?)` \| (?:`(.+?)`)? ?\|", re.MULTILINE)
@@ -96,6 +96,20 @@ def test_readme_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
+def test_reliability_page_names_tests_that_exist_for_each_promise() -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        file = ""
+        named = re.findall(r"`([\w./]*)::(\w+)`", row)
+        assert named, row
+        for path, test in named:
+            file = path or file
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), test
+        assert not re.search(r"`tests/[\w/]+\.py`", row), row  # a file is no test
+
+
 def test_operations_page_quotes_failures_as_they_are_said() -> None:
     """Of the table of failures: what stands in backquotes in its first column is in the code."""
     table = (ROOT / "docs/operations.md").read_text().partition("## What a failure looks like")[2]
@@ -110,18 +124,65 @@ def test_operations_page_quotes_failures_as_they_are_said() -> None:
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of one who has made the pages' config.yaml and pretrain.yaml, in a checkout."""
+    [config] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "pretrain.yaml").write_text(to_yaml(Stage.load("blip_pretrain").config))
+    for folder in ("pipelines", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("reader")
 def test_commands_of_the_pages_are_what_the_command_line_takes() -> None:
-    found = {}
+    found: dict[str, int] = {}
     for page in PAGES:
-        for words in commands_of_page((ROOT / page).read_text()):
+        for command in commands_of_page((ROOT / page).read_text()):
             try:
-                found.setdefault(parse(words), page)
+                name = parse(command.words, is_whole=command.is_whole)
+                if command.is_whole:
+                    resolve(command.words)
             except Exception as error:
-                raise AssertionError(f"{page}: capfilt {' '.join(words)}: {error}") from error
-    assert {"run", "ingest", "select", "evaluate noise", "train"} <= set(found)
+                raise AssertionError(f"{page}: {command}: {error}") from error
+            found[name] = found.get(name, 0) + 1
+    assert {"run", "ingest", "select", "evaluate noise", "train", "convert", "demo"} <= set(found)
+    assert sum(found.values()) > 100
 
 
-def test_command_that_the_command_line_does_not_take_is_found() -> None:
-    [words] = commands_of_page("```\ncapfilt run web dataset --captoner c  # no such option\n```")
-    with pytest.raises(Exception, match="captoner"):
-        parse(words)
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("```\ncapfilt run web dataset --captoner c  # no such option\n```", "captoner"),
+        ("a line with `capfilt run --captoner c` in it", "captoner"),
+        ("`capfilt evaluate nose`", "nose"),
+        ("`capfilt demo demo --pictures many`", "valid integer"),
+        ("```\ncapfilt run web ... --captoner c\n```", "captoner"),
+        ("```\ncapfilt run web out -c config.yaml --set captions.topp=1\n```", "topp"),
+        ("```\ncapfilt plan web -c config.yaml --set captions.top_p=high\n```", "top_p"),
+        ("```\ncapfilt train blip_pretrain --set loop.stps=1\n```", "stps"),
+    ],
+)
+def test_command_that_the_command_line_does_not_take_is_found(page: str, said: str) -> None:
+    [command] = commands_of_page(page)
+    with pytest.raises(Exception, match=said):  # noqa: PT012 - either finds it
+        parse(command.words, is_whole=command.is_whole)
+        resolve(command.words)
+
+
+@pytest.mark.parametrize("script", ["emoji/run.sh", "photographs/run.sh"])
+def test_commands_of_the_benchmarks_are_what_the_command_line_takes(
+    script: str, tmp_path: Path
+) -> None:
+    calls = recorded(
+        ROOT / "benchmarks" / script,
+        str(tmp_path),
+        beside=tmp_path,
+        programs=("capfilt", "python"),
+    )
+    commands = [words for program, *words in calls if program == "capfilt"]
+    assert [parse(words) for words in commands][:3] == ["train"] * 3
+    for words in commands:
+        resolve(words)
