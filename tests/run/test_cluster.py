@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,13 @@ def command(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
+        start_new_session=True,  # by which its descendants are known
         # A suite that a shell has put into the background hands down that SIGINT is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 300) -> Any:
     """The condition's first true value."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -94,16 +95,31 @@ def descendants(pid: int) -> Iterator[tuple[int, str]]:
             continue
 
 
-def half_written(out: Path) -> list[Path]:
-    """Temporary files of shards that are being written, with something in them."""
-    return [file for file in (out / "data").glob(".*.tmp") if file.stat().st_size > 0]
+def half_written(out: Path, by: int | None = None) -> list[Path]:
+    """Temporary files of shards that are being written, by any process or by this one."""
+    found = []
+    for file in (out / "data").glob(".*.tmp" if by is None else f".*-{by}-*.tmp"):
+        with suppress(FileNotFoundError):  # written by now
+            if file.stat().st_size > 0:
+                found.append(file)
+    return found
+
+
+def stop_at_a_shard(pid: int, out: Path) -> None:
+    """Stop a process in the middle of a shard, which a busy machine lets nobody see in passing."""
+    while True:
+        wait_for(lambda: half_written(out, pid))
+        os.kill(pid, signal.SIGSTOP)
+        if half_written(out, pid):
+            return
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_cluster_two_workers_give_the_bytes_of_one(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     process = command(big_web, tmp_path, captioner, filter_, "--workers", "2")
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err.decode()
     assert json.loads(out)["shards"]["done"] == SHARDS
     assert hashes(tmp_path) == hashes(undisturbed)
@@ -120,11 +136,11 @@ def test_cluster_worker_killed_in_mid_shard_changes_nothing(
 ) -> None:
     process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
     wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
-    wait_for(lambda: half_written(tmp_path))
     [victim] = [pid for pid, line in descendants(process.pid) if line.startswith("ray::Actor")]
+    stop_at_a_shard(victim, tmp_path)
     os.kill(victim, signal.SIGKILL)
     assert len(commits(tmp_path)) < SHARDS, "the kill came too late to mean anything"
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err.decode()
     assert "a worker died and is replaced" in err.decode()
     assert json.loads(out)["shards"]["done"] == SHARDS
@@ -144,7 +160,7 @@ def test_cluster_driver_killed_in_mid_shard_then_resumed_changes_nothing(
     done = set(commits(tmp_path))
     assert 0 < len(done) < SHARDS, "the kill came too late to mean anything"
     again = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
-    out, err = again.communicate(timeout=180)
+    out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err.decode()
     assert json.loads(out)["shards"]["done"] <= SHARDS - len(done)
     assert hashes(tmp_path) == hashes(undisturbed)
@@ -225,46 +241,37 @@ def test_cluster_unreachable_address_is_one_line(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def stop_at_a_shard(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Stop a run in the middle of a shard, which a busy machine lets nobody see in passing."""
-    while True:
-        wait_for(lambda: half_written(out))
-        process.send_signal(signal.SIGSTOP)
-        if half_written(out):
-            return
-        assert process.poll() is None
-        process.send_signal(signal.SIGCONT)
-
-
 def test_local_interrupted_gives_back_its_shards_and_leaves_no_file(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
     process = command(big_web, tmp_path, captioner, filter_, "--local")
     wait_for(lambda: list((tmp_path / "commits").glob("*.json")))
-    stop_at_a_shard(process, tmp_path)
+    stop_at_a_shard(process.pid, tmp_path)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err.decode()
     assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
     assert "Traceback" not in err.decode()
     assert list(tmp_path.rglob("*.tmp")) == []
     assert 0 < len(commits(tmp_path)) < SHARDS
-    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=180)
+    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=300)
     assert hashes(tmp_path) == hashes(undisturbed)
 
 
 def test_drivers_that_join_a_run_change_nothing(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Each starts while another is in the middle of a shard, whose lease has been removed."""
+    """Each starts while the others are in the middle of a shard, whose lease has been removed."""
     drivers = [command(big_web, tmp_path, captioner, filter_, "--local")]
     for _ in range(2):
-        wait_for(lambda: half_written(tmp_path))
+        stop_at_a_shard(drivers[-1].pid, tmp_path)
         (tmp_path / "lease.json").unlink()
         drivers.append(command(big_web, tmp_path, captioner, filter_, "--local"))
         wait_for((tmp_path / "lease.json").exists)
-    ends = [(*driver.communicate(timeout=180), driver.returncode) for driver in drivers]
+    for driver in drivers[:-1]:
+        driver.send_signal(signal.SIGCONT)
+    ends = [(*driver.communicate(timeout=300), driver.returncode) for driver in drivers]
     for _, err, code in ends[:-1]:  # unless it was done before it noticed
         assert code == 0 or b"another has taken over, capfilt run" in err, err.decode()
     out, err, code = ends[-1]
@@ -282,9 +289,9 @@ def test_driver_beside_another_is_refused_by_name(
     first = command(big_web, tmp_path, captioner, filter_, "--local", verb="watch")
     wait_for((tmp_path / "lease.json").exists)
     second = command(big_web, tmp_path, captioner, filter_, "--local")
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=300)
     first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=120)
+    first.communicate(timeout=300)
     assert (second.returncode, out) == (2, b"")
     named = f"{tmp_path} is being worked on by capfilt watch (process {first.pid} on "
     assert named in err.decode().splitlines()[-1]
@@ -298,10 +305,10 @@ def test_cluster_terminated_leaves_one_line_and_resumes(
     process = command(big_web, tmp_path, captioner, filter_, "--workers", "1")
     wait_for(lambda: half_written(tmp_path))
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.decode().endswith("interrupted; the same command goes on where it stopped\n")
-    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=180)
+    command(big_web, tmp_path, captioner, filter_, "--local").communicate(timeout=300)
     assert hashes(tmp_path) == hashes(undisturbed)
 
 
