@@ -1,13 +1,16 @@
-"""No network call that nobody asked for, and no port of the dashboard's beyond loopback."""
+"""No network call that nobody asked for, and no port that serves a stranger."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -95,3 +98,49 @@ def test_run_on_ray_asks_for_its_cloud_at_most_and_keeps_its_dashboard_on_loopba
     assert shown == "sent 0\n"
     listening = {line.split()[3] for line in ports.read_text().splitlines()}
     assert {place for place in listening if place.endswith(":8265")} == {"127.0.0.1:8265"}
+
+
+_OWNER = """
+import sys, ray, ray._private.worker
+from capfilt.cluster import connect
+connect(None)
+print(ray.get_runtime_context().gcs_address, ray._private.worker.get_dashboard_url(), flush=True)
+sys.stdin.read()
+"""
+_CALLER = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print('let in')"
+
+
+def test_ray_started_here_serves_nobody_without_its_token(tmp_path: Path) -> None:
+    """Its ports are on every interface: what keeps strangers out is the token in a home folder."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    other.mkdir()
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", _OWNER],
+        env=bare | {"HOME": str(own)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        address, dashboard = owner.stdout.readline().split()
+        found = {
+            home: subprocess.run(
+                [sys.executable, "-c", _CALLER, address],
+                env=bare | {"HOME": str(home), "RAY_AUTH_MODE": mode},
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+            for home, mode in ((own, "token"), (other, "disabled"))
+        }
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"http://{dashboard}/api/jobs/", timeout=60)
+        owner.stdin.close()
+    assert found[own].stdout == "let in\n"
+    assert found[other].returncode != 0
+    assert found[other].stdout == ""
