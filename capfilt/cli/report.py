@@ -18,7 +18,7 @@ def report(
         str | None, typer.Option("--out", help="The page; default: report.html in OUTPUT.")
     ] = None,
     gpu_hour_price: GpuHourPrice = None,
-    samples: Annotated[int, typer.Option(help="Pictures of each contact sheet.")] = 12,
+    samples: Annotated[int, typer.Option(help="Pictures of each contact sheet, up to 50.")] = 12,
     as_json: Json = False,
 ) -> None:
     """Write a page of figures and pictures: what was kept, and where to put the threshold."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,6 +17,7 @@ from capfilt.io.ledger import read_ledger_columns
 from capfilt.schema import differences
 from capfilt.select.origin import Origin
 from capfilt.select.survey import each
+from capfilt.tally import Tally
 
 _ID = ["key", "source", "index"]
 _COLUMNS = [*_ID, "text", "match_prob", "similarity", "verdict", "reason"]
@@ -47,6 +49,7 @@ class Difference:
     only_a: list[str] = field(default_factory=list)  # ids of shards
     only_b: list[str] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, kind)
+    dropped_images: dict[str, dict[str, int]] = field(default_factory=dict)  # of a and b, by reason
     samples: dict[str, list[Change]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class Difference:
             "only_a": self.only_a,
             "only_b": self.only_b,
             "texts": counts,
+            "dropped_images": self.dropped_images,
             "samples": {
                 kind: [asdict(change) for change in changes]
                 for kind, changes in self.samples.items()
@@ -73,8 +77,8 @@ def diff(a_url: str, b_url: str, *, samples: int = 5) -> Difference:
     """Compare the ledgers of two OUTPUTs, shard by shard.
 
     Texts are the same when key, source and index are: "another text" counts those that say
-    something else, whatever became of them. Samples are drawn by their keys, so they are the same
-    each time.
+    something else, whatever became of them. Samples are drawn by the ids of shards, so they are the
+    same each time.
 
     Raises:
         ConfigError: They have no shard in common, or `samples` is negative.
@@ -90,7 +94,10 @@ def diff(a_url: str, b_url: str, *, samples: int = 5) -> Difference:
     found.config = differences(_told(a), _told(b))
     found.only_a = [shard_id for shard_id in a.commits if shard_id not in b.commits]
     found.only_b = [shard_id for shard_id in b.commits if shard_id not in a.commits]
-    drawn: dict[str, list[tuple[int, Change]]] = {kind: [] for kind in KINDS}
+    for name, side in (("a", a), ("b", b)):
+        tally = Tally.sum(Tally.from_dict(side.commits[shard_id].counts) for shard_id in both)
+        found.dropped_images[name] = dict(sorted(tally.dropped_samples.items()))
+    drawn: dict[str, list[tuple[float, Change]]] = {kind: [] for kind in KINDS}
 
     def of_shard(shard_id: str) -> tuple[Counter[tuple[str, str]], dict[str, list[Any]]]:
         return _compare(shard_id, a.ledger_url(shard_id), b.ledger_url(shard_id), samples)
@@ -127,16 +134,19 @@ def _compare(
         "another text": other,
     }
     counts: Counter[tuple[str, str]] = Counter()
-    changes: dict[str, list[tuple[int, Change]]] = {}
+    changes: dict[str, list[tuple[float, Change]]] = {}
+    generator = np.random.default_rng(zlib.crc32(shard_id.encode()))
     for kind, mask in masks.items():
         chosen = joined.filter(mask)
         for pair in chosen["source"].value_counts().to_pylist():
             counts[pair["values"], kind] += pair["counts"]
         if kind in KINDS:
-            drawn = sorted((zlib.crc32(key.encode()), i) for i, key in enumerate(_list(chosen)))
+            chances = generator.random(chosen.num_rows)
+            first = np.argsort(chances)[:samples]
+            rows = chosen.take(pa.array(first)).to_pylist()
             changes[kind] = [
-                (number, _change(kind, shard_id, chosen.slice(i, 1).to_pylist()[0]))
-                for number, i in drawn[:samples]
+                (chance, _change(kind, shard_id, row))
+                for chance, row in zip(chances[first].tolist(), rows, strict=True)
             ]
     return counts, changes
 
@@ -159,21 +169,22 @@ def _joined(a_url: str, b_url: str) -> Any:
 
 
 def _numbered(table: Any) -> Any:
-    seen: Counter[tuple[Any, ...]] = Counter()
-    again = []
-    for row in zip(*(table[name].to_pylist() for name in _ID), strict=True):
-        again.append(seen[row])
-        seen[row] += 1
-    return table.append_column("again", pa.array(again, pa.int32()))
+    """With `again`: how many rows before have the same key, source and index."""
+    codes = np.zeros(table.num_rows, np.int64)
+    for name in _ID:
+        encoded = pc.dictionary_encode(table[name]).combine_chunks()
+        codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    starts = np.diff(codes[order], prepend=-1) != 0
+    places = np.arange(len(codes))
+    again = np.empty(len(codes), np.int32)
+    again[order] = places - np.maximum.accumulate(np.where(starts, places, 0))
+    return table.append_column("again", pa.array(again))
 
 
 def _same(one: Any, other: Any) -> Any:
     both_null = pc.and_(one.is_null(), other.is_null())
     return pc.or_(both_null, pc.equal(one, other).fill_null(False))
-
-
-def _list(table: Any) -> list[str]:
-    return list(table["key"].to_pylist())
 
 
 def _change(kind: str, shard_id: str, row: Mapping[str, Any]) -> Change:

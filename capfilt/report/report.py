@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from capfilt.config import PRESETS
+from capfilt.config import PRESETS, resolve
 from capfilt.cut import ScoreName
 from capfilt.errors import ConfigError
 from capfilt.io import files, publish
@@ -19,11 +20,13 @@ from capfilt.report.sheets import make_sheets
 from capfilt.report.speed import Speed, speed_of
 from capfilt.run.manifest import Manifest
 from capfilt.select.missing import warn_of_missing
+from capfilt.schema import to_dict
 from capfilt.select.origin import CUT_OF, Origin
 
 FILE = "report.html"
 FREQUENT = 15  # captions and phrases of each kind
 PHRASES = (2, 4)  # words
+MOST_SAMPLES = 50  # of a sheet; four sheets of pictures of up to 20 kB: 4 MB
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def report(
     Raises:
         ConfigError, InputError, CommitError: One line: what, where, what to do.
     """
-    if samples < 0:
-        raise ConfigError(f"--samples must be 0 or more, is {samples}")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise ConfigError(f"--samples must be 0 to {MOST_SAMPLES}, is {samples}")
     if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
         raise ConfigError(f"--gpu-hour-price must be 0 or more, is {price_per_hour:g}")
     load_matplotlib()  # before anything is counted
@@ -106,6 +109,8 @@ def _rule(manifest: Manifest) -> tuple[ScoreName, float | None]:
         return "match_prob", float(selection["min_match_prob"])
     if selection.get("min_similarity") is not None:
         return "similarity", float(selection["min_similarity"])
+    if selection.get("kept_from") is not None:  # what a kept fraction came to
+        return selection["by"], float(selection["kept_from"])
     return ("similarity" if scoring["similarity"] else "match_prob"), None
 
 
@@ -138,7 +143,7 @@ def _facts(origin: Origin, speed: Speed | None, price: float | None) -> list[tup
             name = f"{model['source']} ({model['architecture']}, sha256 {model['sha256'][:12]})"
         facts.append((role, name))
     facts += [
-        ("preset", _preset(config)),
+        ("preset", preset_of(config)),
         ("captions", _captions(manifest)),
         ("selection", _told(manifest.rules()) or "every text is kept"),
         ("seed", str(config["seed"])),
@@ -163,15 +168,15 @@ def _speed_facts(speed: Speed, price: float | None) -> list[tuple[str, str]]:
     return facts
 
 
-def _preset(config: dict[str, Any]) -> str:
-    """Whose values the preset's keys have."""
-    own = {"scoring", "selection", "captions"}
-    wanted = PRESETS["blip2"]
-    flat = [(s, key, value) for s in own & wanted.keys() for key, value in wanted[s].items()]
-    if all(config[section].get(key) == value for section, key, value in flat):
-        return "blip2"
-    is_blip = config["captions"]["per_image"] == 1 and config["selection"].get("top_k") is None
-    return "blip" if is_blip and config["scoring"]["match_prob"] else "of its own"
+def preset_of(config: Mapping[str, Any]) -> str:
+    """The preset whose values a run's config has in all that decides about texts."""
+    sections = ("captions", "scoring", "selection")
+    roles = {role: config[role] for role in ("captioner", "filter")}
+    for name in PRESETS:
+        wanted = to_dict(resolve(preset=name, options=roles))
+        if all(config[section] == wanted[section] for section in sections):
+            return name
+    return "of its own"
 
 
 def _captions(manifest: Manifest) -> str:

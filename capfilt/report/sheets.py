@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from capfilt.config import IMAGE_FORMATS, ImageConfig
-from capfilt.cut import CODES, DECISIONS, REASONS, SOURCES, Mask, Rows, ScoreName
+from capfilt.cut import CODES, REASONS, SOURCES, Mask, Rows, ScoreName
 from capfilt.data.reader import read_numbers
 from capfilt.errors import CapfiltError
 from capfilt.io import files
 from capfilt.io.ledger import read_ledger_columns
 from capfilt.io.reader import read_samples
+from capfilt.io.tar import tar_key
 from capfilt.record import Reason, Sample, Source
 from capfilt.select.origin import Origin
 from capfilt.select.survey import each
@@ -30,6 +31,12 @@ from capfilt.shard import Form, InputShard
 THUMBNAIL = 224  # pixels, of the longer side
 _QUALITY = 60
 _MOST_PIXELS = ImageConfig().max_pixels
+_FOR_SCORE = (
+    Reason.BELOW_MIN_MATCH_PROB,
+    Reason.BELOW_MIN_SIMILARITY,
+    Reason.BELOW_KEPT_FRACTION,
+    Reason.NOT_IN_TOP_K,
+)
 
 Priorities = npt.NDArray[np.float64]  # per image; the lowest are shown, infinity never
 
@@ -53,6 +60,12 @@ class Card:
     key: str
     picture: str | None  # a data URL
     lines: tuple[Line, ...]
+
+    @property
+    def caption(self) -> str:
+        """What the picture shows, for who does not see it: as far as a kept text says so."""
+        kept = (line.text for line in self.lines if line.kept and line.text)
+        return next(kept, f"Picture {self.key}, no text kept")
 
 
 @dataclass(frozen=True)
@@ -114,8 +127,8 @@ def _rules(by: ScoreName, threshold: float | None, seed: int) -> list[tuple[str,
 
 
 def _rejected(rows: Rows) -> Mask:
-    """Texts that some rule has dropped, and not for what they are."""
-    decided: Mask = np.isin(rows.reason, [CODES[reason] for reason in DECISIONS])
+    """Texts that were dropped for their score."""
+    decided: Mask = np.isin(rows.reason, [CODES[reason] for reason in _FOR_SCORE])
     return decided & ~rows.failed
 
 
@@ -180,7 +193,7 @@ def _picture(origin: Origin, shard_id: str, number: int, key: str) -> str | None
         sample = _sample(origin, shard_id, number)
     except (CapfiltError, OSError, ValueError):
         return None
-    image = sample.image if sample is not None and sample.key.endswith(key[-8:]) else None
+    image = sample.image if sample is not None and sample.key in (key, tar_key(key)) else None
     return None if image is None else thumbnail(image)
 
 
@@ -191,11 +204,10 @@ def _sample(origin: Origin, shard_id: str, number: int) -> Sample | None:
         return _nth(origin.shard(shard_id), int(present[:number].sum()))
     if origin.parent is not None:
         return _sample(origin.parent, shard_id, number)
-    record = origin.commits[shard_id].input
+    shard = origin.input_shard(shard_id)  # of which an older version showed other pictures
     # A reader by numbers does not count samples without an image.
     first = np.r_[True, rows.image[1:] != rows.image[:-1]]
     without = int((rows.reason[first][:number] == CODES[Reason.NO_IMAGE]).sum())
-    shard = InputShard(shard_id, Form(record.form), record.url, record.size_bytes, record.version)
     return _nth(shard, number if shard.form is Form.FILES else number - without)
 
 
@@ -217,10 +229,13 @@ def thumbnail(image: bytes) -> str | None:
             if opened.width * opened.height > _MOST_PIXELS:
                 return None
             opened.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            small = opened.convert("RGB")
+            small = opened.convert("RGBA" if opened.has_transparency_data else "RGB")
     except Exception:  # noqa: BLE001 - decoders raise nearly every class on bad data
         return None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
+    if small.mode == "RGBA":
+        white = Image.new("RGBA", small.size, "white")
+        small = Image.alpha_composite(white, small).convert("RGB")
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")

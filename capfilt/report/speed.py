@@ -11,7 +11,7 @@ from capfilt.io.commits import Commit
 
 @dataclass(frozen=True)
 class Speed:
-    """What the machines were busy with; a machine is a GPU, or a worker on a CPU."""
+    """What the machines were busy with; a machine is a GPU, or a host without."""
 
     images: int
     busy_s: float  # of all machines together
@@ -36,8 +36,8 @@ class Speed:
 def speed_of(commits: Mapping[str, Commit]) -> Speed | None:
     """Measure a run; None where its commits do not say when and on what they were made.
 
-    A worker has two shards in flight, and two workers may share a GPU: an hour in which a machine
-    was busy with several shards is one hour.
+    A worker has two shards in flight, and workers may share a GPU or a host: an hour in which a
+    machine was busy with several shards is one hour.
     """
     spans = defaultdict(list)
     kinds = {}
@@ -46,7 +46,8 @@ def speed_of(commits: Mapping[str, Commit]) -> Speed | None:
         if not {"device", "ended", "worker", "seconds"} <= told.keys():
             return None
         kind = str(told["device"])
-        machine = told["worker"] if kind == "CPU" else kind
+        host = str(told["worker"]).rpartition(":")[0]  # of host:pid
+        machine = host if kind == "CPU" else kind
         kinds[machine] = kind.partition(" GPU-")[0]
         spans[machine].append((told["ended"] - told["seconds"], told["ended"]))
     busy_s = sum(_union(of_machine) for of_machine in spans.values())

@@ -8,7 +8,9 @@ import pytest
 
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
+from capfilt.record import Verdict
 from capfilt.report.diff import diff
+from capfilt.run.status import status
 from capfilt.select.select import select
 from tests.run.conftest import ledger_rows
 from tests.select.conftest import (
@@ -54,6 +56,9 @@ def test_diff_of_a_run_and_its_cut_shows_scores(runs: Runs, tmp_path: Path) -> N
         "selection.by: None -> match_prob",
         "selection.min_match_prob: 0.5 -> 0.6",
     ]
+    for name, place in (("a", runs["blip"]), ("b", str(tmp_path / "cut"))):
+        dropped = status(place).tally.samples[Verdict.DROPPED]
+        assert found.dropped_images[name] == {"no_text_kept": dropped}
     assert {kind for _, kind in found.counts} == {
         "kept by both",
         "kept by neither",
@@ -80,6 +85,21 @@ def test_diff_of_a_changed_text_tells_both(runs: Runs, tmp_path: Path) -> None: 
     found = diff(runs["blip"], str(tmp_path / "other"))
     assert found.only_a == ["00003"]
     assert [change.text[1] for change in found.samples["another text"]] == ["changed"]
+
+
+def test_diff_tells_keys_that_come_again_by_their_place(runs: Runs, tmp_path: Path) -> None:  # noqa: F811
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    shutil.copytree(runs["blip"], tmp_path / "other")
+    path = tmp_path / "other/ledger/00001.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("key")
+    pq.write_table(table.set_column(place, "key", [["same"] * table.num_rows]), path)
+    found = diff(str(tmp_path / "other"), str(tmp_path / "other"))
+    assert {kind for _, kind in found.counts} == {"kept by both", "kept by neither"}
+    assert found.counts.total() == len(ledger_rows(tmp_path / "other"))
 
 
 def test_diff_of_different_inputs_is_an_error(runs: Runs, hostile_run: str, tmp_path: Path) -> None:  # noqa: F811

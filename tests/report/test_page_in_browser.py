@@ -120,6 +120,10 @@ def test_sheets_show_pictures_with_verdicts(page: Any, hostile_run: str) -> None
     assert f"match {worst['match_prob']:.3f}" in drops.nth(0).inner_text()
     loaded = page.eval_on_selector_all("img", "all => all.filter(i => i.naturalWidth > 20).length")
     assert loaded == page.locator("img").count() > 30
+    for card in page.locator("li.card:has(img)").all()[:8]:  # who does not see it hears the caption
+        alt = card.locator("img").get_attribute("alt")
+        texts = card.locator("li.kept bdi").all_inner_texts()
+        assert alt in texts if texts else alt.endswith("no text kept")
     kept = page.locator("li.kept").first
     colour = kept.evaluate("e => getComputedStyle(e).borderLeftColor")
     other = page.locator("li.dropped").first.evaluate("e => getComputedStyle(e).borderLeftColor")

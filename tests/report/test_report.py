@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -8,16 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from capfilt.config import resolve
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError, InputError
 from capfilt.io.commits import list_commits
 from capfilt.report.page import shown
-from capfilt.report.report import Report, report
-from capfilt.report.sheets import thumbnail
+from capfilt.report.report import Report, preset_of, report
+from capfilt.report.sheets import make_sheets, thumbnail
 from capfilt.report.speed import speed_of
+from capfilt.schema import to_dict
+from capfilt.select.origin import Origin
 from capfilt.select.select import select
 from tests.report.conftest import SCARCE, TEXTS, scarce_run
 
@@ -105,6 +110,66 @@ def test_speed_counts_an_hour_of_a_machine_once(hostile_run: str) -> None:
     assert (found.busy_s, found.machines, found.kinds) == (100.0, 1, ("NVIDIA H200",))
     assert found.images_per_s == 24 / 100
     assert found.price_per_million(3.6) == pytest.approx(0.1 / 24 * 1e6)
+
+
+def test_speed_counts_an_hour_of_a_host_once(hostile_run: str) -> None:
+    """However many processes worked there, also after one was started again."""
+    commits = list_commits(hostile_run)
+    for commit, worker, end in zip(commits.values(), ("a:17", "a:18"), (160.0, 180.0), strict=True):
+        commit.telemetry.update(device="CPU", worker=worker, ended=end, seconds=60.0)  # type: ignore[attr-defined]
+    found = speed_of(commits)
+    assert found is not None
+    assert (found.busy_s, found.machines, found.unit) == (80.0, 1, "machine")
+    next(iter(commits.values())).telemetry.update(worker="b:17")  # type: ignore[attr-defined]
+    found = speed_of(commits)
+    assert found is not None
+    assert (found.busy_s, found.machines) == (120.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "blip"),
+        (["seed=7", "compute.batch_size=4"], "blip"),
+        (["preset=blip2"], "blip2"),
+        (["captions.method=beam"], "of its own"),
+        (["captions.top_p=0.5"], "of its own"),
+        (["selection.min_match_prob=0.95"], "of its own"),
+        (["preset=blip2", "selection.top_k=1"], "of its own"),
+        (["scoring.similarity=true", "selection.top_k=2"], "of its own"),
+    ],
+)
+def test_preset_is_the_one_that_decides_alike(overrides: list[str], expected: str) -> None:
+    config = resolve(options={"captioner": "c", "filter": "f"}, overrides=overrides)
+    assert preset_of(to_dict(config)) == expected
+
+
+def test_sheets_of_drops_show_what_a_score_has_dropped(hostile_run: str, tmp_path: Path) -> None:
+    """Not a good web text that gave way to a synthetic caption."""
+    select(hostile_run, str(tmp_path / "cut"), CutConfig(mix="synthetic-first"))
+    sheets = make_sheets(Origin.open(str(tmp_path / "cut")), "match_prob", 0.5, count=50)
+    reasons = {
+        sheet.name: [{line.reason for line in card.lines} for card in sheet.cards]
+        for sheet in sheets
+    }
+    assert any("not_in_mix" in of_card for of_card in reasons["random"])
+    for name in ("web-drops", "synthetic-drops"):
+        assert all("below_min_match_prob" in of_card for of_card in reasons[name])
+        assert len(reasons[name]) > 3
+
+
+def test_thumbnail_of_a_transparent_picture_is_on_white() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(encoded, "PNG")
+    found = thumbnail(encoded.getvalue())
+    assert found is not None
+    shown_as = Image.open(io.BytesIO(base64.b64decode(found.partition(",")[2])))
+    assert np.asarray(shown_as).min() > 250
+
+
+def test_report_with_endless_sheets_is_an_error(hostile_run: str) -> None:
+    with pytest.raises(ConfigError, match="--samples must be 0 to 50, is 51"):
+        report(hostile_run, samples=51)
 
 
 def test_thumbnail_is_small_and_never_made_of_a_bomb() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from capfilt.cut import SOURCES, Rows, ScoreName
@@ -10,7 +11,7 @@ from capfilt.report.scores import Scores
 WEB, SYNTHETIC = SOURCES.index(Source.WEB), SOURCES.index(Source.SYNTHETIC)
 
 
-def rows_with(similarity: np.ndarray, per_image: int = 2) -> Rows:
+def rows_with(similarity: npt.NDArray[np.float64], per_image: int = 2) -> Rows:
     """Texts, the first of an image from the web; half of them have a match probability."""
     count = len(similarity)
     return Rows(

@@ -155,16 +155,28 @@ def test_dashboard_asks_for_every_metric_with_tags_that_it_has() -> None:
     for query in asked:
         names = set(re.findall(r"ray_\w+", query))
         assert names <= known.keys(), query
-        tags = set(re.findall(r"(\w+)=", query)) | set(re.findall(r"by \((\w+)\)", query))
+        tags = set(re.findall(r"(\w+)!?=", query)) | set(re.findall(r"by \((\w+)\)", query))
         for name in names:
             assert tags <= known[name], query
         named |= names
     assert named == known.keys()
-    legends = [t["legendFormat"] for panel in board["panels"] for t in panel["targets"]]
-    every_tag = set().union(*known.values())
-    assert {tag for legend in legends for tag in re.findall(r"{{(\w+)}}", legend)} <= every_tag
+    for target in (t for panel in board["panels"] for t in panel["targets"]):
+        query = target["expr"]
+        grouped = set(re.findall(r"by \((\w+)\)", query))
+        [own] = {tuple(metric.tags) for metric in ALL if metric.exported in query}
+        has = grouped or (set() if "sum(" in query else {*own})
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= has, query
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_dashboards_kept_share_is_of_the_texts_that_were_judged() -> None:
+    """As `Tally.kept_share` is: a text whose image failed was never looked at."""
+    board = json.loads(DASHBOARD.read_text())
+    [panel] = [panel for panel in board["panels"] if panel["title"] == "Texts kept"]
+    kept, judged = panel["targets"][0]["expr"].split(" / ")
+    assert 'verdict="kept"' in kept
+    assert 'verdict!="failed"' in judged
 
 
 def test_page_lists_every_metric_with_its_kind_and_tags() -> None:
