@@ -26,6 +26,7 @@ from capfilt.demo.checker import is_true
 from capfilt.demo.dataset import read_truth
 from capfilt.errors import CapfiltError, ConfigError, TrainingError
 from tests.bootstrap.conftest import CONFIG, resolve
+from tests.call import capfilt
 
 Done = tuple[Path, Results]
 
@@ -167,7 +168,7 @@ def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Pat
     command += ["--out", str(out), "--set", "arms=[raw, both]", "--rounds", "1", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 250
+    until = time.monotonic() + 400
     log = out / "seed-0" / "both" / "log.jsonl"
     while not log.exists():  # in the middle of the second pre-training
         assert process.poll() is None, process.communicate()
@@ -175,9 +176,8 @@ def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Pat
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    again = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
+    again = capfilt(*command[3:])
+    assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
     expected = done[1].to_dict()
     assert found["arms"] == {arm: expected["arms"][arm] for arm in ("raw", "both")}
