@@ -17,7 +17,7 @@ IMAGE, COUNT = b"\xff\xd8\xff" + bytes(300_000), 30
 
 
 def make(folder: Path, form: Form) -> InputShard:
-    """A shard of samples with text, metadata, an extra where the form has them; one without text."""
+    """A shard of samples with text, metadata, an extra where the form has them; one has no text."""
     members = [
         (f"{i:03d}.{ext}", content)
         for i in range(COUNT)
