@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from capfilt.record import Reason, Source
+from capfilt.record import ON_IMAGES, Reason, Source
 from capfilt.schema import check
 
 Mix = Literal["both", "web-first", "synthetic-first", "best"]
@@ -23,7 +23,8 @@ SOURCES = tuple(Source)
 REASONS: tuple[Reason | None, ...] = (None, *Reason)
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 
-# What a rule on scores and texts decided, and another may decide otherwise.
+# What a rule on scores and texts decided, and another may decide otherwise. What a rule on images
+# decided holds in every cut of a cut.
 ON_TEXTS = frozenset(
     {
         Reason.BELOW_MIN_MATCH_PROB,
@@ -33,15 +34,6 @@ ON_TEXTS = frozenset(
         Reason.NOT_IN_MIX,
         Reason.REPETITIVE_TEXT,
         Reason.DUPLICATE_TEXT,
-    }
-)
-# What a rule on images decided: it holds in every cut of a cut.
-ON_IMAGES = frozenset(
-    {
-        Reason.METADATA_FILTERED,
-        Reason.DUPLICATE_IMAGE,
-        Reason.NEAR_DUPLICATE_IMAGE,
-        Reason.EVALUATION_IMAGE,
     }
 )
 DECISIONS = ON_TEXTS | ON_IMAGES  # all other reasons are facts
@@ -148,6 +140,11 @@ class Rows:
         found: Mask = self.source == SOURCES.index(Source.HUMAN)
         return found
 
+    @property
+    def by_image_rule(self) -> Mask:
+        """The texts that were dropped with their image."""
+        return _is_one_of(self.reason, ON_IMAGES) & ~self.failed
+
     def score(self, name: ScoreName) -> npt.NDArray[np.float64]:
         """Scores as a run compares them: float32, widened."""
         column: npt.NDArray[np.float32] = getattr(self, name)
@@ -166,7 +163,7 @@ class Rows:
                 on images would let them pass.
         """
         out = np.zeros(self.images, dtype=bool)
-        out[self.image[_is_one_of(self.reason, ON_IMAGES)]] = True
+        out[self.image[self.by_image_rule]] = True
         if of_kept:
             out |= ~self.with_kept()
         again = _is_one_of(self.reason, ON_TEXTS) & ~self.failed & ~out[self.image]
@@ -244,6 +241,12 @@ def sortable(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     bits: npt.NDArray[np.uint32] = (scores + np.float32(0)).view(np.uint32)
     negative = bits >> np.uint32(31) == 1
     return np.where(negative, ~bits, bits | np.uint32(1 << 31))
+
+
+def score_of(number: int) -> float:
+    """The score of which `sortable` makes a number."""
+    bits = number & ~(1 << 31) if number >> 31 else ~number & 0xFFFFFFFF
+    return float(np.array(bits, dtype=np.uint32).view(np.float32))
 
 
 def apply_cutoff(rows: Rows, by: ScoreName, cutoff: int, of_equal: int) -> Rows:

@@ -60,6 +60,17 @@ class Reason(StrEnum):
     INVALID_KEY = "invalid_key"  # a key that cannot name a file, e.g. one that leaves its folder
 
 
+# Reasons that drop an image with all its texts, whatever they say.
+ON_IMAGES = frozenset(
+    {
+        Reason.METADATA_FILTERED,
+        Reason.DUPLICATE_IMAGE,
+        Reason.NEAR_DUPLICATE_IMAGE,
+        Reason.EVALUATION_IMAGE,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What a filter says of one text and one image; a score that was not asked for is None."""

@@ -23,16 +23,14 @@ from capfilt.service.job import Job
 from capfilt.tally import Tally
 from capfilt.text import printable
 
-if TYPE_CHECKING:  # it brings torch
-    from capfilt.estimate import Estimate, Share
-    from capfilt.train.training import Summary as Trained
-
 if TYPE_CHECKING:  # they bring torch, which the other commands do without
+    from capfilt.estimate import Estimate, Share
     from capfilt.evaluate.captions import Captions
     from capfilt.evaluate.filter_quality import FilterQuality, Quality
     from capfilt.evaluate.noise import Noise
     from capfilt.evaluate.retrieval import Retrieval
     from capfilt.evaluate.vqa import Vqa
+    from capfilt.train.training import Summary as Trained
 
 # Source: BLIP, arXiv:2201.12086, Table 2.
 PAPER_NOISE_RATIO = "BLIP: 25 % with nucleus sampling, 19 % with beams"
@@ -125,6 +123,11 @@ def estimate_text(found: Estimate) -> RenderableType:
         f"intervals: 95 %, from the first {probe.tally.read:,} images of "
         f"{', '.join(shard.id for shard in probe.shards)}; wider where shards differ"
     ]
+    if found.ignores:
+        lines.append(
+            f"{' and '.join(found.ignores)}: not looked for here, which takes all of INPUT; a run "
+            "drops copies before the models, so it takes and keeps less"
+        )
     if found.unfinished:
         lines.append(f"left out: {found.unfinished:,} shards that img2dataset has not finished")
     if probe.busy_share < WELL_FED:
@@ -158,9 +161,11 @@ def forecast_text(found: Forecast) -> RenderableType:
     for rule, left in found.left_after().items():
         dropped = found.after.dropped_texts[rule]
         table.add_row("", f"{left:,}", f"left after {rule} dropped {dropped:,}")
+    if found.kept_from is not None:
+        table.add_row("kept from", f"{found.kept_from:.4f}", f"of {found.by}")
     for title, tally in (("now", found.before), ("would be", found.after)):
         counts = _counts(tally, None)
-        for name in ("images", *(f"{source} texts" for source in Source)):
+        for name in ("images", "images dropped", *(f"{source} texts" for source in Source)):
             if name in counts:
                 table.add_row(title, "", f"{name}: {counts[name]}")
     return Group(escape(found.origin), table)
@@ -176,6 +181,10 @@ def difference_text(found: Difference) -> RenderableType:
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             lines.append(f"{len(only):,} shards of {name} alone, e.g. {only[0]}")
+    for name, reasons in found.dropped_images.items():
+        if reasons:
+            told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+            lines.append(f"images dropped by {name.upper()}: {told}")
     samples = [f"{kind}: {_told(change)}" for kind, of in found.samples.items() for change in of]
     return Group(*map(escape, lines), table, *map(escape, samples))
 
@@ -428,6 +437,7 @@ def _counts(tally: Tally, noise_ratio: float | None) -> dict[str, str]:
         facts["noise ratio"] = f"{noise_ratio:.1%} ({PAPER_NOISE_RATIO})"
     for title, reasons in (
         ("texts dropped", tally.dropped_texts),
+        ("images dropped", tally.dropped_samples),
         ("images failed", tally.failed_samples),
     ):
         if reasons:

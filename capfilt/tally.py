@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from capfilt.record import Annotated, Source, Verdict
+from capfilt.record import ON_IMAGES, Annotated, Source, Verdict
+
+NO_TEXT_KEPT = "no_text_kept"  # of an image: each of its texts was dropped for a reason of its own
 
 
 @dataclass(slots=True)
@@ -20,6 +22,7 @@ class Tally:
     samples: Counter[Verdict] = field(default_factory=Counter)
     texts: Counter[tuple[Source, Verdict]] = field(default_factory=Counter)
     dropped_texts: Counter[str] = field(default_factory=Counter)  # by reason
+    dropped_samples: Counter[str] = field(default_factory=Counter)  # by a rule on images, or none
     failed_samples: Counter[str] = field(default_factory=Counter)  # by reason
 
     @property
@@ -29,6 +32,8 @@ class Tally:
     def add(self, annotated: Annotated) -> None:
         """Count one sample and its texts."""
         self.samples[annotated.verdict] += 1
+        if annotated.verdict is Verdict.DROPPED:
+            self.dropped_samples[dropped_for(text.reason for text in annotated.texts)] += 1
         if annotated.sample.problem is not None:
             self.failed_samples[annotated.sample.problem] += 1
         for text in annotated.texts:
@@ -50,6 +55,7 @@ class Tally:
         self.samples.update(other.samples)
         self.texts.update(other.texts)
         self.dropped_texts.update(other.dropped_texts)
+        self.dropped_samples.update(other.dropped_samples)
         self.failed_samples.update(other.failed_samples)
 
     def judged(self, source: Source) -> int:
@@ -81,6 +87,7 @@ class Tally:
                 if any(self.texts[source, v] for v in Verdict)
             },
             "dropped_texts": dict(sorted(self.dropped_texts.items())),
+            "dropped_samples": dict(sorted(self.dropped_samples.items())),
             "failed_samples": dict(sorted(self.failed_samples.items())),
         }
 
@@ -101,8 +108,15 @@ class Tally:
                 }
             ),
             dropped_texts=Counter(counts["dropped_texts"]),
+            # Commits of before 2026-11-21 do not say.
+            dropped_samples=Counter(counts.get("dropped_samples", {})),
             failed_samples=Counter(counts["failed_samples"]),
         )
         if tally.read != counts["read"]:
             raise ValueError(f"read {counts['read']} is not kept + dropped + failed = {tally.read}")
         return tally
+
+
+def dropped_for(reasons: Iterable[str | None]) -> str:
+    """Why an image is dropped, from its texts' reasons: a rule on images, else NO_TEXT_KEPT."""
+    return next((str(reason) for reason in reasons if reason in ON_IMAGES), NO_TEXT_KEPT)

@@ -18,6 +18,7 @@ from capfilt.cut import (
     apply_mix,
     apply_thresholds,
     check_scores,
+    score_of,
     sortable,
 )
 from capfilt.record import Reason, Score, Source, Text
@@ -126,6 +127,11 @@ def test_cutoff_keeps_the_first_of_equal_texts() -> None:
     found = apply_cutoff(texts, "match_prob", cutoff, 2)
     below = Reason.BELOW_KEPT_FRACTION
     assert reasons(found) == [None, None, None, below, below]
+
+
+def test_score_of_is_the_inverse_of_sortable() -> None:
+    scores = np.array([-1, -0.25, 0, 0.1, 0.30000001, 1, math.inf], dtype=np.float32)
+    assert [score_of(int(number)) for number in sortable(scores)] == scores.tolist()
 
 
 def test_anew_forgets_decisions_and_keeps_facts() -> None:

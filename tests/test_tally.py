@@ -34,6 +34,18 @@ def test_tally_counts_add_up(tally: Tally) -> None:
     assert tally.failed_samples == {Reason.IMAGE_CORRUPT: 1}
 
 
+def test_tally_counts_dropped_images_by_the_rule_that_dropped_them(tally: Tally) -> None:
+    dropped, held = Verdict.DROPPED, Reason.EVALUATION_IMAGE
+    below = annotated([(Source.WEB, dropped, Reason.BELOW_MIN_MATCH_PROB)] * 2, dropped)
+    tally.add(below)
+    tally.add(annotated([(Source.WEB, dropped, held)] * 2, dropped))
+    assert tally.dropped_samples == {"no_text_kept": 1, held: 1}
+    assert tally.dropped_samples.total() == tally.samples[dropped]
+    again = Tally.from_dict(tally.to_dict())
+    again.merge(again)
+    assert again.dropped_samples == {"no_text_kept": 2, held: 2}
+
+
 def test_tally_noise_ratio_is_of_synthetic_texts_only(tally: Tally) -> None:
     assert tally.noise_ratio == pytest.approx(0.25)
     assert tally.kept_share(Source.WEB) == pytest.approx(0.25)  # the failed image's is not judged

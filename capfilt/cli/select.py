@@ -40,7 +40,8 @@ def select(
         str | None, typer.Option(help="Drop later copies of an image: exact or perceptual.")
     ] = None,
     keep_fraction: Annotated[
-        float | None, typer.Option(help="Keep this share of all texts, the best by --by.")
+        float | None,
+        typer.Option(help="Keep this share of the texts that are left, the best by --by."),
     ] = None,
     mix: Annotated[
         str, typer.Option(help="Texts of an image: both, web-first, synthetic-first, best.")

@@ -29,6 +29,7 @@ class Estimate:
     texts: dict[Source, Share]  # kept, of those judged
     has_threshold: bool  # whether the rejected captions are noise
     price_per_hour: float | None = None  # of a GPU, or of a machine without
+    ignores: tuple[str, ...] = ()  # what a run would look for in all of INPUT
 
     @property
     def hours(self) -> float:
@@ -69,6 +70,7 @@ class Estimate:
             "price": None if self.price is None else round(self.price, 2),
             "output_bytes": self.output_bytes,
             "kept": asdict(self.kept),
+            "not_looked_for": list(self.ignores),
             "texts": {source.value: asdict(share) for source, share in self.texts.items()},
             "probe": {
                 "shards": [shard.id for shard in probe.shards],
@@ -127,8 +129,19 @@ def estimate(
     speed = Speed(tally.read, tally.read / seen.images_per_s, 1, (_kind(seen.device),))
     has_threshold = task.config.selection.min_match_prob is not None
     unfinished = len(found.unfinished)
+    dedupe = task.config.images.dedupe
+    ignores = () if dedupe is None else (f"{dedupe} duplicates",)
     return Estimate(
-        where.input, census, unfinished, seen, speed, kept, texts, has_threshold, price_per_hour
+        where.input,
+        census,
+        unfinished,
+        seen,
+        speed,
+        kept,
+        texts,
+        has_threshold,
+        price_per_hour,
+        ignores,
     )
 
 

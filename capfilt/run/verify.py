@@ -17,7 +17,7 @@ from capfilt.io.ledger import read_ledger
 from capfilt.io.writer import count_samples
 from capfilt.record import Source, Verdict
 from capfilt.run.manifest import Manifest
-from capfilt.tally import Tally
+from capfilt.tally import Tally, dropped_for
 
 THREADS = 8  # reading and hashing; object stores want several at once
 
@@ -95,7 +95,9 @@ def _check(output_url: str, commit: Commit, fingerprint: str) -> Iterator[str]:
 
 def _check_counts(output_url: str, commit: Commit, promised: Tally) -> Iterator[str]:
     counted = count_ledger(files.join(output_url, outputs.ledger_path(commit.shard)))
-    for name in ("samples", "texts", "dropped_texts", "failed_samples"):
+    for name in ("samples", "texts", "dropped_texts", "dropped_samples", "failed_samples"):
+        if name == "dropped_samples" and name not in commit.counts:
+            continue  # of before it was counted
         in_ledger, in_commit = getattr(counted, name), getattr(promised, name)
         if +in_ledger != +in_commit:
             yield (
@@ -118,14 +120,17 @@ def count_ledger(url: str) -> Tally:
     """
     tally = Tally()
     verdicts: set[Verdict] = set()
-    failed_for = ""
+    reasons: list[str | None] = []
 
     def end_sample() -> None:
         if Verdict.FAILED in verdicts:
             tally.samples[Verdict.FAILED] += 1
-            tally.failed_samples[failed_for] += 1
+            tally.failed_samples[str(reasons[0])] += 1
+        elif Verdict.KEPT in verdicts:
+            tally.samples[Verdict.KEPT] += 1
         elif verdicts:
-            tally.samples[Verdict.KEPT if Verdict.KEPT in verdicts else Verdict.DROPPED] += 1
+            tally.samples[Verdict.DROPPED] += 1
+            tally.dropped_samples[dropped_for(reasons)] += 1
 
     for batch in read_ledger(url):
         for row in batch.select(["source", "index", "verdict", "reason"]).to_pylist():
@@ -133,11 +138,11 @@ def count_ledger(url: str) -> Tally:
             if source is not Source.SYNTHETIC and row["index"] == 0:
                 end_sample()
                 verdicts.clear()
+                reasons.clear()
             verdicts.add(verdict)
+            reasons.append(row["reason"])
             tally.texts[source, verdict] += 1
             if verdict is Verdict.DROPPED:
                 tally.dropped_texts[row["reason"]] += 1
-            if verdict is Verdict.FAILED:
-                failed_for = row["reason"]
     end_sample()
     return tally

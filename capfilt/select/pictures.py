@@ -95,8 +95,9 @@ class _Filter:
         """See that `where` names fields that there are.
 
         Raises:
-            ConfigError: One is in no sample's metadata.
+            ConfigError: One is in no sample's metadata, or of another kind in all.
         """
+        self._where.check()
         for name in self._where.fields if self._seen else ():
             if name not in self._seen:
                 known = ", ".join(sorted(self._seen)[:20])

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from capfilt.cut import REASONS, SOURCES, Codes, Rows
 from capfilt.errors import InputError
 from capfilt.io.ledger import read_ledger_columns
-from capfilt.record import Reason, Source, Verdict
-from capfilt.tally import Tally
+from capfilt.record import Source, Verdict
+from capfilt.tally import NO_TEXT_KEPT, Tally
 
 COLUMNS = ("source", "index", "match_prob", "similarity", "verdict", "reason")
 
@@ -64,6 +64,7 @@ def tally_of(rows: Rows) -> Tally:
                 tally.texts[SOURCES[code], verdict] = int(count)
     tally.dropped_texts = _reasons(rows.reason[~kept & ~rows.failed])
     first = np.r_[True, rows.image[1:] != rows.image[:-1]] if len(rows.image) else kept
+    tally.dropped_samples = _dropped_images(rows)
     tally.failed_samples = _reasons(rows.reason[first & rows.failed])
     failed = int((first & rows.failed).sum())
     with_kept = int(rows.with_kept().sum())
@@ -75,6 +76,19 @@ def tally_of(rows: Rows) -> Tally:
         }
     )
     return tally
+
+
+def _dropped_images(rows: Rows) -> Counter[str]:
+    """Images without a text by the rule on images that dropped them, or as having none kept."""
+    codes = np.zeros(rows.images, dtype=np.uint8)
+    by_rule = rows.by_image_rule
+    codes[rows.image[by_rule]] = rows.reason[by_rule]
+    out = ~rows.with_kept()
+    out[rows.image[rows.failed]] = False
+    found = _reasons(codes[out])
+    if rest := int((codes[out] == 0).sum()):
+        found[NO_TEXT_KEPT] = rest
+    return found
 
 
 def _reasons(codes: Codes) -> Counter[str]:
@@ -104,8 +118,3 @@ def _codes(column: Any, values: list[str], url: str) -> Codes:
 
 def _scores(column: Any) -> Any:
     return column.to_numpy().astype(np.float32, copy=False)  # null is NaN
-
-
-def reason_names() -> list[str | None]:
-    """What a ledger's `reason` says, by code."""
-    return [None if reason is None else str(Reason(reason)) for reason in REASONS]

@@ -43,6 +43,8 @@ class Forecast:
     after: Tally
     candidates: int  # texts that the rules judge
     rules: tuple[str, ...]  # reasons of those that were asked for, or that have dropped a text
+    by: str | None  # the score that `kept_from` is of
+    kept_from: float | None  # the score that the kept fraction came to
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -50,6 +52,8 @@ class Forecast:
             "origin": self.origin,
             "candidates": self.candidates,
             "left_after": self.left_after(),
+            "by": self.by,
+            "kept_from": self.kept_from,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
         }
@@ -94,7 +98,15 @@ def forecast(origin_url: str, config: CutConfig) -> Forecast:
     judged = sum(after.dropped_texts[reason] for reason in RULES)
     kept = sum(n for (_, verdict), n in after.texts.items() if verdict is Verdict.KEPT)
     rules = tuple(r for r, given in RULES.items() if given(config) or after.dropped_texts[r])
-    return Forecast(survey.origin.url, before, after, judged + kept, rules)
+    return Forecast(
+        survey.origin.url,
+        before,
+        after,
+        judged + kept,
+        rules,
+        survey.config.by,
+        survey.kept_from,
+    )
 
 
 def select(
@@ -202,6 +214,10 @@ def _manifest(survey: Survey, output: OutputConfig) -> Manifest:
     """As a run's: how the texts came about stays, the selection is the cut's."""
     old, config = survey.origin.manifest, survey.config
     selection = _rules(old.rules(), config) | {"ranked_by": survey.ranked_by}
+    if config.judges_scores:
+        selection["kept_from"] = survey.kept_from
+    elif "kept_from" in old.rules():  # with the fraction its score holds on
+        selection |= {name: old.rules()[name] for name in ("by", "kept_from")}
     decisive = {
         "cut_version": CUT_VERSION,
         CUT_OF: old.fingerprint,

@@ -8,6 +8,7 @@ an image for filters, and 24 bytes an image for duplicate images.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from capfilt.cut import (
     apply_mix,
     apply_thresholds,
     check_scores,
+    score_of,
     sortable,
 )
 from capfilt.errors import InputError
@@ -114,6 +116,13 @@ class Survey:
         if self.config.ranks:
             return self.config.score
         return None if self.config.judges_scores else self.origin.ranked_by
+
+    @property
+    def kept_from(self) -> float | None:
+        """The score from which `keep_fraction` keeps texts; of equal ones some may go."""
+        cutoff = self.facts.cutoff
+        found = math.nan if cutoff is None else score_of(cutoff.score)
+        return found if math.isfinite(found) else None
 
     def rows(self, shard_id: str) -> Rows:
         """A shard's texts with all verdicts."""

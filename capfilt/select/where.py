@@ -7,17 +7,20 @@
 Names are metadata fields, values are numbers, texts, True, False. `and`, `or`, `not`, comparisons,
 `in`, `is None`, `+ - * /`, `contains(field, "text")`, `matches(field, "regular expression")`.
 Nothing else is understood, and nothing is evaluated as code. As in SQL, a comparison with a field
-that a sample does not have does not hold. Arithmetic is that of 64-bit floats, so that one sample
-with a height of 0 stops nobody. Lists and objects are their JSON text.
+that a sample does not have does not hold, nor one with a value of another kind: strangers' metadata
+hold anything. Arithmetic is that of 64-bit floats, so that one sample with a height of 0 stops
+nobody. Lists and objects are their JSON text.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import logging
 import math
 import operator
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +29,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.cut import Mask
-from capfilt.errors import ConfigError, InputError
+from capfilt.errors import ConfigError
+
+log = logging.getLogger("capfilt")
 
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -60,6 +65,9 @@ class Where:
         """
         self.text = text
         self.fields: tuple[str, ...] = ()
+        self._kinds: dict[str, str] = {}  # of the fields that are compared with values
+        self._fitting: Counter[str] = Counter()  # values by field, of its kind
+        self._odd: Counter[str] = Counter()  # and of others
         try:
             with warnings.catch_warnings(action="ignore"):  # of "\." in a regular expression
                 tree = ast.parse(text.strip(), mode="eval").body
@@ -77,7 +85,7 @@ class Where:
         Raises:
             ConfigError: A field's values cannot be compared like this.
         """
-        columns = {name: _column(name, metadata) for name in self.fields}
+        columns = {name: self._column(name, metadata) for name in self.fields}
         try:
             column = self._compute(columns)
         except (pa.ArrowException, KeyError) as error:
@@ -86,6 +94,39 @@ class Where:
         if not pa.types.is_boolean(column.type):
             raise self._wrong(f"it gives {column.type}, not yes or no")
         return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=bool)
+
+    def check(self) -> None:
+        """To be called after the last mask: see that the fields are what the filter takes them for.
+
+        Raises:
+            ConfigError: All values of a field are of another kind.
+        """
+        for name, count in self._odd.items():
+            if not self._fitting[name]:
+                raise self._wrong(f"no value of {name} is a {self._kinds[name]}")
+            log.warning(
+                "--where: %d values of %s are not a %s: as if missing",
+                count,
+                name,
+                self._kinds[name],
+            )
+
+    def _column(self, name: str, metadata: Sequence[Mapping[str, Any]]) -> Any:
+        values = [_plain(fields.get(name)) for fields in metadata]
+        kinds = [_kind(value) for value in values]
+        wanted = self._kinds.get(name)
+        if wanted is None and len(set(kinds) - {None}) > 1:  # compared with another field, or None
+            values = [None if value is None else str(value) for value in values]
+        elif wanted is not None:
+            fits = [kind == wanted for kind in kinds]
+            self._fitting[name] += sum(fits)
+            self._odd[name] += sum(kind not in (None, wanted) for kind in kinds)
+            values = [value if fit else None for value, fit in zip(values, fits, strict=True)]
+        return pa.array(values)
+
+    def _expect(self, node: ast.expr, kind: str | None) -> None:
+        if isinstance(node, ast.Name) and kind is not None:
+            self._kinds.setdefault(node.id, kind)
 
     def _compute(self, columns: Mapping[str, Any]) -> Any:
         """A field that no sample of a shard has is of whatever type the filter takes it for."""
@@ -123,6 +164,8 @@ class Where:
         if isinstance(node, ast.Compare):
             return self._compare(node)
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            for side in (node.left, node.right):
+                self._expect(side, "number")
             sides = (
                 self._parse(side).cast(pa.float64(), safe=False) for side in (node.left, node.right)
             )
@@ -152,9 +195,16 @@ class Where:
         if isinstance(op, ast.In | ast.NotIn):
             if not isinstance(right, ast.List | ast.Tuple):
                 raise self._wrong("`in` goes with a list, as in [1, 2]")
+            if right.elts:
+                self._expect(left, _kind(self._value(right.elts[0])))
             field = self._parse(left)
             one_of = field.isin([self._value(value) for value in right.elts])
             return one_of if isinstance(op, ast.In) else ~one_of & field.is_valid()
+        for field, other in ((left, right), (right, left)):
+            if isinstance(other, ast.Constant | ast.UnaryOp):
+                self._expect(field, _kind(self._value(other)))
+            elif isinstance(other, ast.BinOp):
+                self._expect(field, "number")
         return _COMPARISONS[type(op)](self._parse(left), self._parse(right))
 
     def _call(self, node: ast.Call) -> Any:
@@ -165,6 +215,7 @@ class Where:
         text = self._value(node.args[1])
         if not isinstance(text, str):
             raise self._wrong(f"{name} takes a text")
+        self._expect(node.args[0], "text")
         return _FUNCTIONS[name](self._parse(node.args[0]), text)
 
     def _value(self, node: ast.expr) -> bool | int | float | str:
@@ -180,15 +231,11 @@ class Where:
         raise self._wrong(f"{ast.unparse(node)!r} is no field, number or text")
 
 
-def _column(name: str, metadata: Sequence[Mapping[str, Any]]) -> Any:
-    values = [_plain(fields.get(name)) for fields in metadata]
-    try:
-        return pa.array(values)
-    except pa.ArrowException:
-        kinds = sorted({type(value).__name__ for value in values if value is not None})
-        raise InputError(
-            f"--where: the field {name} is of several kinds, {' and '.join(kinds)}"
-        ) from None
+def _kind(value: bool | int | float | str | None) -> str | None:
+    if value is None:
+        return None
+    kinds = {bool: "yes or no", str: "text"}
+    return kinds.get(type(value), "number")
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

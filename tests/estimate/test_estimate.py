@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,14 @@ def test_estimate_looks_at_no_more_than_it_is_told_and_the_same_each_time(
     config: RunConfig,  # noqa: F811
     web: str,  # noqa: F811
 ) -> None:
+    config = replace(config, images=replace(config.images, dedupe="exact"))
     first, again = (estimate(config, web, images=8) for _ in range(2))
     assert [tally.read for tally in first.probe.tallies] == [4, 4]
     assert first.probe.shards == again.probe.shards
     assert first.probe.tally == again.probe.tally
     assert first.kept == again.kept
     assert first.census.images == 48
+    assert first.to_dict()["not_looked_for"] == ["exact duplicates"]
     assert first.kept.low < first.kept.share < first.kept.high
     assert first.price is None
 

@@ -15,6 +15,7 @@ from capfilt.config import resolve
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
 from capfilt.run.job import Where, run
+from capfilt.run.status import status
 from capfilt.run.verify import verify
 from capfilt.select.select import forecast, select
 from tests.run.conftest import ledger_rows
@@ -103,6 +104,7 @@ def test_exact_duplicates_leave_the_first(crowd: str, tmp_path: Path) -> None:
     assert verify(str(tmp_path / "cut")).problems == ()
     counts = json.loads((tmp_path / "cut/commits/1.json").read_text())["counts"]
     assert counts["dropped_texts"] == {"duplicate_image": 4}
+    assert counts["dropped_samples"] == {"duplicate_image": 2}
 
 
 def test_perceptual_duplicates_leave_the_first(crowd: str, tmp_path: Path) -> None:
@@ -204,3 +206,21 @@ def test_a_cut_of_a_cut_does_not_put_images_back(
     select(again, third, CutConfig(top_k=9))
     assert kept(third) == kept(again)
     assert verify(third).problems == ()
+
+
+def test_a_run_and_a_cut_drop_the_same_images_for_the_same_reasons(
+    scored: str, cleaned: str, benchmark: str, tmp_path: Path
+) -> None:
+    """Picture 1 comes twice and is of the benchmark: that is what both are dropped for."""
+    config = CutConfig(min_match_prob=0.5, exclude=(benchmark,), dedupe_images="exact")
+    with_all = str(tmp_path / "all")
+    select(scored, with_all, CutConfig(min_match_prob=0.0))
+    before = status(with_all).tally
+    assert before.dropped_samples == {}
+    found = forecast(with_all, config).after
+    by_image = {"duplicate_image": 1, "evaluation_image": 4}
+    of_run = status(cleaned).tally
+    assert of_run.dropped_samples - Counter(no_text_kept=99) == by_image
+    assert found.dropped_samples.keys() <= {*by_image, "no_text_kept"}
+    assert found.dropped_samples.total() == of_run.dropped_samples.total()
+    assert found.samples == of_run.samples

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pytest
@@ -14,7 +16,10 @@ from capfilt.cut import CutConfig
 from capfilt.errors import CapfiltError, CommitError, ConfigError, InputError
 from capfilt.io.reader import read_samples
 from capfilt.record import Verdict
+from capfilt.report.report import _rule
+from capfilt.report.sheets import _picture
 from capfilt.run.job import Summary
+from capfilt.run.manifest import Manifest
 from capfilt.run.status import status
 from capfilt.run.verify import verify
 from capfilt.select import cutter
@@ -131,7 +136,9 @@ def test_kept_fraction_is_exact_over_the_whole_ledger(fraction: float, runs: Run
     best = sorted(range(len(rows)), key=lambda i: (-rows[i]["match_prob"], i))[:wanted]
     expected = Counter((rows[i]["source"], "kept") for i in best)
     config = CutConfig(keep_fraction=fraction, by="match_prob")
-    found = forecast(runs["blip2"], config).after
+    forecast_ = forecast(runs["blip2"], config)
+    assert forecast_.kept_from == rows[best[-1]]["match_prob"] if best else True
+    found = forecast_.after
     assert {(str(s), str(v)): n for (s, v), n in found.texts.items() if v == Verdict.KEPT} == dict(
         expected
     )
@@ -145,6 +152,12 @@ def test_kept_fraction_takes_the_earlier_of_equal_scores(runs: Runs, tmp_path: P
     best = sorted(range(len(rows)), key=lambda i: (-rows[i]["match_prob"], i))[: len(rows) // 2]
     expected = {(rows[i]["key"], rows[i]["source"], rows[i]["index"]) for i in best}
     assert kept(tmp_path / "cut") == expected
+    least = rows[best[-1]]["match_prob"]
+    select(str(tmp_path / "cut"), str(tmp_path / "again"), CutConfig(dedupe_captions=True))
+    for name in ("cut", "again"):  # and the report marks it
+        manifest = Manifest.read(str(tmp_path / name))
+        assert manifest is not None
+        assert _rule(manifest) == ("match_prob", least)
 
 
 def test_deduped_captions_stay_with_the_first_image(runs: Runs, tmp_path: Path) -> None:
@@ -259,6 +272,36 @@ def test_images_that_are_nowhere_any_more_are_told(runs: Runs, tmp_path: Path) -
         assert not kept_only.shards_failed
     finally:
         moved.rename(web)
+
+
+@pytest.mark.parametrize(
+    ("old", "keeps_time", "message"),
+    [
+        (b"\xff\xd9", False, "has changed since the run"),  # the end of each picture
+        (b"buy now free shipping", True, "that is another file now"),
+    ],
+)
+def test_input_of_the_same_size_with_other_samples_is_told(
+    old: bytes, keeps_time: bool, message: str, runs: Runs
+) -> None:
+    """A download made again may have other pictures under the same keys."""
+    origin = Origin.open(runs["blip"])
+    shard = runs.folder / "web/00000.tar"
+    before, times = shard.read_bytes(), shard.stat()
+    needed = np.ones(12, dtype=bool)
+    assert len(list(origin.samples("00000", needed))) == 12
+    try:
+        shard.write_bytes(before.replace(old, old[::-1]))
+        if keeps_time:
+            os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(InputError, match=message):
+            list(origin.samples("00000", needed))
+        number = int(np.flatnonzero(~origin.rows("00000").with_kept())[0])  # in INPUT alone
+        picture = _picture(origin, "00000", number, f"{number:09d}")
+        assert (picture is None) == (not keeps_time)
+    finally:
+        shard.write_bytes(before)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_origin_of_another_ledger_is_an_error(runs: Runs, tmp_path: Path) -> None:

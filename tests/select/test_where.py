@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.errors import ConfigError, InputError
+from capfilt.errors import ConfigError
 from capfilt.select.where import Where
 
 SAMPLES = [
@@ -12,6 +12,12 @@ SAMPLES = [
     {"width": 100, "height": None, "url": "http://shutterstock/2.jpg"},
     {"height": 50.5, "url": None, "license": "cc-by"},
 ]
+
+
+def judge_all(text: str) -> None:
+    where = Where(text)
+    where.mask(SAMPLES)
+    where.check()
 
 
 @pytest.mark.parametrize(
@@ -72,14 +78,37 @@ def test_where_refuses_what_it_does_not_know_and_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--where") as caught:
-        Where(text).mask(SAMPLES)
+        judge_all(text)
     assert len(str(caught.value)) < 500
     assert not (tmp_path / "ran").exists()
 
 
-def test_where_on_a_field_of_several_kinds_says_so() -> None:
-    with pytest.raises(InputError, match="width is of several kinds, int and str"):
-        Where("width > 3").mask([{"width": 3}, {"width": "3"}])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("width > 3", [1, 0, 0, 0]),
+        ("width == '5'", [0, 1, 0, 0]),
+        ("width == True", [0, 0, 1, 0]),
+        ("not (width > 3)", [0, 0, 0, 0]),
+        ("width in [5, 7]", [1, 0, 0, 0]),
+        ("2 * width > 3", [1, 0, 0, 0]),
+        ("3 < width", [1, 0, 0, 0]),
+        ("contains(width, '5')", [0, 1, 0, 0]),
+        ("width is None", [0, 0, 0, 1]),
+    ],
+)
+def test_where_takes_values_of_another_kind_as_missing(
+    text: str, expected: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    samples: list[dict[str, object]] = [{"width": 5}, {"width": "5"}, {"width": True}, {}]
+    where = Where(text)
+    each = [where.mask([sample])[0] for sample in samples]
+    assert (each, where.mask(samples).tolist()) == ([bool(e) for e in expected],) * 2
+    where.check()
+    odd = 0 if "None" in text else 4
+    assert [record.args for record in caplog.records][:1] == (
+        [(odd, "width", where._kinds["width"])] if odd else []
+    )
 
 
 @pytest.mark.parametrize(
