@@ -78,6 +78,36 @@ def test_run_in_one_process_sends_nothing(
     assert shown == "sent 0\n"
 
 
+@pytest.mark.slow
+def test_other_commands_send_nothing(
+    undisturbed: Undisturbed,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """What looks at an output, what makes another of it, and a training."""
+    out, models = Path(undisturbed.web).parent / "out", undisturbed.config
+    sizes = f"{{datasets: [{{path: {undisturbed.web}}}], image_size: 32, max_tokens: 12}}"
+    words = [
+        ["status", out],
+        ["verify", out],
+        ["plan", undisturbed.web, "--captioner", models.captioner, "--filter", models.filter],
+        ["report", out],
+        ["select", out, tmp_path / "less", "--min-match", "0.6"],
+        ["diff", out, tmp_path / "less"],
+        ["export", tmp_path / "less", tmp_path / "blip", "--form", "blip"],
+        ["evaluate", "noise", out],
+        [
+            *("train", "blip_finetune_captioner", "--out", tmp_path / "trained"),
+            *("--set", f"model.start={models.captioner}", "--set", "model.image_size=32"),
+            *("--set", f"data={sizes}", "--set", "loop.batch_size=4", "--set", "loop.steps=1"),
+        ],
+    ]
+    asked = [shlex.join([sys.executable, "-m", "capfilt", *map(str, each)]) for each in words]
+    lines = [f"{each} >>{tmp_path}/said 2>&1 || echo failed: {each}" for each in asked]
+    shown = in_a_counting_network("\n".join(lines))
+    assert shown == "sent 0\n", (tmp_path / "said").read_text()[-3000:]
+    assert (tmp_path / "trained" / "captioner" / "model.safetensors").is_file()
+
+
 def test_run_on_ray_asks_for_its_cloud_at_most_and_keeps_its_dashboard_on_loopback(
     undisturbed: Undisturbed,  # noqa: F811
     tmp_path: Path,
