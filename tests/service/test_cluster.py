@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -43,10 +44,14 @@ def server() -> Iterator[str]:
         head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
         # The agent's own port, 52365, may be another cluster's; a head without takes no jobs.
         nodes = [{"num_cpus": 1, "dashboard_agent_listen_port": agent} for agent in agents]
-        cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **head})
-        cluster.add_node(**nodes[1])
-        yield f"http://127.0.0.1:{port}"
-        cluster.shutdown()
+        with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as own:
+            head = {**nodes[0], **head, "temp_dir": own}
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            cluster.add_node(**nodes[1])
+            # Else a job joins whichever cluster it finds on the machine.
+            Path(own, "ray_current_cluster").write_text(cluster.address)
+            yield f"http://127.0.0.1:{port}"
+            cluster.shutdown()
 
 
 @pytest.fixture
