@@ -1,35 +1,40 @@
-"""Both stages of BLIP-2 learn what they are for: new pictures of two colours never seen together.
+"""Both stages of BLIP-2, through `capfilt train`, learn what they are for.
 
+They see shards of pictures of two colours with their captions, and are asked about new pictures,
+some of colours never seen together: stage 1 as a filter, stage 2 as the captioner of `capfilt run`.
 As in the paper, what is frozen knows its trade: the image encoder has learned to name the colours
 of both halves, and the language model to make a sentence of the words that stand before it.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import BertTokenizer, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from capfilt.config import CaptionConfig, ScoringConfig
-from capfilt.data.batch import Batch
+from capfilt.config import ScoringConfig
 from capfilt.demo import tiny
 from capfilt.evaluate.labels import Curve
-from capfilt.models.load import load_captioner, load_filter
+from capfilt.models import layout
+from capfilt.models.load import load_filter
 from capfilt.models.vit import ViT
 from capfilt.train import initial
-from capfilt.train.blip2 import Blip2Represent, RepresentConfig
-from capfilt.train.blip2_generate import Blip2Generate, GenerateConfig
-from capfilt.train.tokens import Tokens
-from capfilt.train.towers import DropConfig, FrozenImageTower, QueryTower
-from tests.train.small_blip2 import IMAGE
+from tests.call import capfilt
+from tests.run.conftest import ledger_rows
+from tests.train.small_blip2 import IMAGE, make_vision_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ random.Random(0).shuffle(SHUFFLED)
 UNSEEN, SEEN = sorted(SHUFFLED[:16]), sorted(SHUFFLED[16:])  # no training has the first
 WORDS = [*COLOURS, "a", "dog", "on", "bus"]
 QUERIES = 5
+PICTURES, SHARDS = 40, 4  # of each pair, in so many shards
 
 
 def draw(number: int, rng: random.Random) -> Tensor:
@@ -63,28 +69,46 @@ def new_pictures() -> list[Tensor]:
     return [draw(number, rng) for number in range(len(PAIRS))]
 
 
-def batch_of(numbers: list[int], ids: list[list[int]], rng: random.Random) -> Batch:
-    keys = torch.tensor(numbers)
-    images = torch.stack([draw(number, rng) for number in numbers])
-    return Batch(images, [ids[n] for n in numbers], [str(n) for n in numbers], keys, keys)
+def write_shard(folder: Path, index: int, pictures: list[Tensor], texts: list[str]) -> None:
+    """As img2dataset writes it; keys end in the picture's number."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / f"{index:05d}.tar", "w") as tar:
+        for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+            encoded = io.BytesIO()
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(encoded, "PNG")
+            for ending, content in (("png", encoded.getvalue()), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{index:05d}{i:04d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    stats = {"count": len(texts), "successes": len(texts), "failed_to_download": 0}
+    (folder / f"{index:05d}_stats.json").write_text(json.dumps(stats))
 
 
-def learn(model: nn.Module, ids: list[list[int]], steps: int) -> None:
-    rng = random.Random(0)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps)
-    for step in range(steps):
-        losses = model(batch_of(rng.sample(SEEN, len(SEEN)), ids, rng), step)
-        optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+def train(stage: str, folder: Path, steps: int, **model: object) -> Path:
+    """Train with the command; the folder that it leaves."""
+    tree = {
+        "data": {
+            "datasets": [{"path": str(folder / "web")}],
+            "image_size": IMAGE.image_size,
+            "augment": {"enabled": False},  # half of the captions would be false of a flipped one
+            "workers": 1,
+        },
+        "model": {"drop": {"text": 0.0}, **model},
+        "optimiser": {"lr": 3e-3, "clip_norm": 1.0},
+        "schedule": {"warmup_steps": steps // 5, "min_lr": 0.0},
+        "loop": {"steps": steps, "batch_size": len(SEEN)},
+        **({"vocabulary": str(folder / "names")} if stage == "blip2_stage1" else {}),
+    }
+    config = folder / f"{stage}.yaml"
+    config.write_text(json.dumps(tree))  # which YAML can read
+    done = capfilt("train", stage, "-c", config, "--out", folder / stage, "--json")
+    assert done.returncode == 0, done.stderr
+    log.info("%s: %s", stage, json.loads(done.stdout)["losses"])
+    return folder / stage
 
 
-def learned_encoder(steps: int = 600) -> ViT:
-    """An image encoder that names the colours of both halves."""
+def learned_encoder(folder: Path, steps: int = 600) -> Path:
+    """A `Blip2VisionModel` that names the colours of both halves, in its folder."""
     torch.manual_seed(0)
     vit = ViT(IMAGE)
     initial.from_scratch(vit)
@@ -97,7 +121,11 @@ def learned_encoder(steps: int = 600) -> ViT:
         optimiser.zero_grad()
         F.cross_entropy(named.view(len(numbers), -1, 2), right).backward()
         optimiser.step()
-    return vit
+    make_vision_folder(folder)
+    state = {f"vit.{name}": tensor.detach() for name, tensor in vit.named_parameters()}
+    tensors = layout.query_image(image_layers=IMAGE.layers).release(state)
+    save_file({name: x.clone() for name, x in tensors.items()}, folder / "model.safetensors")
+    return folder
 
 
 def learned_language(folder: Path, steps: int = 300) -> Path:
@@ -136,27 +164,26 @@ def learned_language(folder: Path, steps: int = 300) -> Path:
 
 
 @pytest.fixture(scope="module")
-def represented(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stage 1 makes."""
-    folder = tmp_path_factory.mktemp("stage1")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the web, and with what stage 1 makes of it."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = random.Random(0)
+    numbers = SEEN * (PICTURES // SHARDS)
+    for index in range(SHARDS):
+        pictures = [draw(number, rng) for number in numbers]
+        write_shard(folder / "web", index, pictures, [TEXTS[number] for number in numbers])
     names = BertTokenizer(vocab={t: i for i, t in enumerate(tiny.vocabulary(WORDS))})
-    names.add_special_tokens({"bos_token": "[DEC]"})
     names.save_pretrained(folder / "names")
-    config = RepresentConfig(
-        image=FrozenImageTower(image_size=IMAGE.image_size),
-        qformer=QueryTower(width=48, layers=3, heads=4, queries=QUERIES),
-        embedding=16,
-        drop=DropConfig(text=0.0),
-    )
-    model = Blip2Represent(config, learned_encoder(), Tokens.of_bert(names), seed=0).train()
-    learn(model, [names(text)["input_ids"][1:] for text in TEXTS], steps=1000)
-    model.export_filter(folder / "filter", folder / "names")
-    return folder / "filter"
+    image = {"weights": str(learned_encoder(folder / "vit")), "image_size": IMAGE.image_size}
+    qformer = {"width": 48, "layers": 3, "heads": 4, "queries": QUERIES}
+    train("blip2_stage1", folder, 1000, image=image, qformer=qformer, embedding=16)
+    return folder
 
 
 @pytest.mark.slow
-def test_stage_1_tells_texts_of_unseen_pictures(represented: Path) -> None:
-    filter_ = load_filter(str(represented), ScoringConfig(similarity=True), device="cpu")
+def test_stage_1_tells_texts_of_unseen_pictures(world: Path) -> None:
+    folder = str(world / "blip2_stage1" / "filter")
+    filter_ = load_filter(folder, ScoringConfig(similarity=True), device="cpu")
     scores = filter_.score(new_pictures(), [TEXTS] * len(PAIRS))
 
     def auc(pictures: list[int]) -> float:
@@ -175,19 +202,20 @@ def test_stage_1_tells_texts_of_unseen_pictures(represented: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stage_2_writes_the_captions_of_unseen_pictures(represented: Path, tmp_path: Path) -> None:
-    config = GenerateConfig(
-        start=str(represented),
-        language=str(learned_language(tmp_path / "language")),
-        image_size=IMAGE.image_size,
-        drop=DropConfig(text=0.0),
+def test_stage_2_writes_the_captions_of_unseen_pictures(world: Path) -> None:
+    language = str(learned_language(world / "language"))
+    start, side = str(world / "blip2_stage1"), IMAGE.image_size
+    out = train("blip2_stage2", world, 500, start=start, language=language, image_size=side)
+    write_shard(world / "new", 0, new_pictures(), ["IMG_0001.JPG"] * len(PAIRS))
+    greedy = ("method=greedy", "prompt=", "per_image=1", "min_length=1", "max_length=20")
+    options = [word for setting in greedy for word in ("--set", f"captions.{setting}")]
+    models = ("--captioner", out / "captioner", "--filter", world / "blip2_stage1" / "filter")
+    done = capfilt(
+        "run", world / "new", world / "out", "--preset", "blip2", *models, *options, "--local"
     )
-    model = Blip2Generate.load(config, seed=0, dtype=torch.float32).train()
-    learn(model, [row[1:] for row in model.texts.encode(TEXTS, max_tokens=20)], steps=500)
-    model.eval().export_captioner(tmp_path / "captioner")
-    decoding = CaptionConfig(method="greedy", prompt="", min_length=1, max_length=20)
-    captioner = load_captioner(str(tmp_path / "captioner"), decoding, seed=0, device="cpu")
-    found = captioner.caption(new_pictures(), [str(i) for i in range(len(PAIRS))])
-    right = torch.tensor([float(row == (text,)) for row, text in zip(found, TEXTS, strict=True)])
+    assert done.returncode == 0, done.stderr
+    written = [row for row in ledger_rows(world / "out") if row["source"] == "synthetic"]
+    found = {int(row["key"][5:]): row["text"] for row in written}
+    right = torch.tensor([float(found[i] == text) for i, text in enumerate(TEXTS)])
     log.info("right captions %.2f, of new pairs %.2f", right.mean(), right[UNSEEN].mean())
     assert right[UNSEEN].mean() > 0.5
