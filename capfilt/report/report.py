@@ -19,8 +19,8 @@ from capfilt.report.page import Ranking, Rows, percent
 from capfilt.report.sheets import make_sheets
 from capfilt.report.speed import Speed, speed_of
 from capfilt.run.manifest import Manifest
-from capfilt.select.missing import warn_of_missing
 from capfilt.schema import to_dict
+from capfilt.select.missing import warn_of_missing
 from capfilt.select.origin import CUT_OF, Origin
 
 FILE = "report.html"
@@ -88,6 +88,7 @@ def report(
         by_source=page.by_source(figures),
         noise=_noise(figures, is_noise=origin.manifest.measures_noise),
         dropped=page.reasons(tally.dropped_texts, sum(tally.texts.values())),
+        dropped_images=page.reasons(tally.dropped_samples, tally.read),
         failed=page.reasons(tally.failed_samples, tally.read),
         charts=charts,
         lengths=page.lengths(figures),

@@ -48,6 +48,10 @@ def test_figures_are_those_of_the_ledger(page: Any, hostile_run: str) -> None:
     reasons = Counter(row["reason"] for row in rows if row["verdict"] == "dropped")
     shown = {name.replace(" ", "_"): int(n) for name, n, _ in cells(page, "dropped")}
     assert shown == reasons
+    failed = {row["key"] for row in rows if row["verdict"] == "failed"}
+    without = len({row["key"] for row in rows} - kept_images - failed)
+    assert without > 0
+    assert [row[:2] for row in cells(page, "dropped-images")] == [["no text kept", str(without)]]
     assert cells(page, "failed") == [["image not an image", "2", "8.3 %"]]
     rejected = verdicts["synthetic", "dropped"] / 44
     assert page.inner_text("#tile-noise-ratio") == f"{100 * rejected:.1f} %"
