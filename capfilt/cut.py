@@ -24,7 +24,7 @@ REASONS: tuple[Reason | None, ...] = (None, *Reason)
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 
 # What a rule on scores and texts decided, and another may decide otherwise. What a rule on images
-# decided holds in every cut of a cut.
+# decided holds in every cut of a cut, and all other reasons are facts.
 ON_TEXTS = frozenset(
     {
         Reason.BELOW_MIN_MATCH_PROB,
@@ -36,7 +36,6 @@ ON_TEXTS = frozenset(
         Reason.DUPLICATE_TEXT,
     }
 )
-DECISIONS = ON_TEXTS | ON_IMAGES  # all other reasons are facts
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
 

@@ -101,7 +101,7 @@ class Where:
         Raises:
             ConfigError: All values of a field are of another kind.
         """
-        for name, count in self._odd.items():
+        for name, count in (+self._odd).items():
             if not self._fitting[name]:
                 raise self._wrong(f"no value of {name} is a {self._kinds[name]}")
             log.warning(

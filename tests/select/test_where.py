@@ -40,8 +40,11 @@ def judge_all(text: str) -> None:
         ("width * 9223372036854775807 > 1", [1, 1, 0]),  # no overflow
     ],
 )
-def test_where_keeps(text: str, expected: list[int]) -> None:
-    assert Where(text).mask(SAMPLES).astype(int).tolist() == expected
+def test_where_keeps(text: str, expected: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    where = Where(text)
+    assert where.mask(SAMPLES).astype(int).tolist() == expected
+    where.check()
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
