@@ -62,6 +62,7 @@ def convert(
     if not source.exists():
         raise ModelError(f"{source}: no such file or folder")
     if source.is_dir():
+        open_folder(str(source))
         config, vocabulary = config or blip_settings(source), vocabulary or source
         source = source / "pytorch_model.bin"
     if vocabulary is None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from capfilt.errors import ModelError
-from capfilt.models.convert import blip_tokenizer
+from capfilt.models.convert import blip_tokenizer, convert
 from capfilt.models.harmless import made_from, open_folder, read_json
 from capfilt.train import initial
 from capfilt.train.parts import start_folder, vocabulary_of
@@ -65,6 +65,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "model.start of a training": lambda folder: start_folder(str(folder.parent), "captioner"),
     "vocabulary": lambda folder: vocabulary_of(str(folder), ""),
     "vocabulary beside weights": lambda folder: vocabulary_of("", str(folder)),
+    "what is converted": lambda folder: convert(folder, folder.parent / "new", "captioner"),
     "its tokenizer": lambda folder: blip_tokenizer(folder),
     "model.text.weights": lambda folder: initial.load_text_weights([], str(folder)),
     "model.image.weights": lambda folder: initial.load_image_weights(None, str(folder)),  # type: ignore[arg-type]
