@@ -89,8 +89,9 @@ def near_earlier(hashes: npt.NDArray[np.uint64], *, bits: int = NEAR_BITS) -> np
     _, first, back = np.unique(hashes, return_index=True, return_inverse=True)
     starts = np.sort(first)
     values = hashes[starts]  # each once, in the order in which they come
-    pairs = [np.zeros((2, 0), dtype=np.int64), *_near_pairs(values, bits)]
-    earlier, later = np.concatenate(pairs, axis=1)
+    pairs = list(_near_pairs(values, bits))
+    earlier = np.concatenate([one for one, _ in pairs])
+    later = np.concatenate([other for _, other in pairs])
     near = [False] * len(values)
     order = np.argsort(later, kind="stable")
     for one, other in zip(earlier[order].tolist(), later[order].tolist(), strict=True):
