@@ -378,7 +378,7 @@ def test_config_with_any_value_in_any_place_loads_or_is_refused(
     places = list(_paths(json.loads(text)))
     drawn = random.Random(architecture)
     refusals = 0
-    for _ in range(60):
+    for _ in range(30):
         tree = json.loads(text)
         *above, key = drawn.choice(places)
         part = functools.reduce(operator.getitem, above, tree)
@@ -389,7 +389,7 @@ def test_config_with_any_value_in_any_place_loads_or_is_refused(
         except ModelError as error:
             refusals += 1
             assert "\n" not in str(error)  # noqa: PT017
-    assert refusals > 10
+    assert refusals > 5
 
 
 def test_checkpoint_in_the_hubs_cache_may_link_to_its_blobs(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -17,16 +20,22 @@ from typing import Any
 
 import pytest
 
+from capfilt.config import resolve
 from capfilt.errors import InputError
 from capfilt.io.inputs import find_shards
+from capfilt.io.publish import clean_temporary
 from capfilt.models.checkpoint import CAPTIONER, PROMPTS
+from capfilt.models.images import PixelSpec
 from capfilt.models.load import load_captioner, load_filter
+from capfilt.record import ModelIdentity
 from capfilt.run.job import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
-from capfilt.run.worker import Worker
+from capfilt.run.worker import CPU_BATCH, Worker
 from tests.faults.conftest import EVERY, IMAGES, Undisturbed, command, complete, local
 from tests.run.conftest import hashes, write_shard
+
+log = logging.getLogger(__name__)
 
 
 def test_write_that_fails_half_way_is_named_and_leaves_nothing(
@@ -204,6 +213,58 @@ def test_worker_taken_away_loses_no_more_than_was_not_put_aside(
     assert asked.images <= IMAGES - at + EVERY + 4  # a batch is written after the next has begun
     local(undisturbed, tmp_path)
     undisturbed.assert_equal(tmp_path)
+
+
+class Quick:
+    """A captioner without a model, which counts its images and kills its process at one of them."""
+
+    pixels = PixelSpec(size=32)
+    identity = ModelIdentity("Quick", "0" * 64, "quick")
+
+    def __init__(self, last: int | None) -> None:
+        self.images, self._last = 0, last
+
+    def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+        if self._last is not None and self.images + len(keys) > self._last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.images += len(keys)
+        return [(f"a picture of {key}",) for key in keys]
+
+
+def annotate_quickly(web: str, out: str, last: int | None, results: Any) -> None:
+    """Work on a shard in a process of its own; tell how many images the captioner saw."""
+    config = resolve(options={"captioner": "quick", "filter": "none"})
+    captioner = Quick(last)
+    task = Task(config, {"captioner": captioner.identity}, out)
+    worker = Worker(task, captioner, None)
+    worker.process(find_shards(web).shards[0])
+    results.put(captioner.images)
+    worker.close()
+
+
+@pytest.mark.slow
+def test_worker_killed_in_a_shard_of_10_000_images_loses_2_000_at_most(tmp_path: Path) -> None:
+    """With `compute.checkpoint_every` as it is by default, and by SIGKILL, at its last batch."""
+    write_shard(tmp_path / "web", 0, 10_000)
+    spawn = multiprocessing.get_context("spawn")
+
+    def work(out: str, last: int | None) -> tuple[int, int | None]:
+        results = spawn.SimpleQueue()
+        arguments = (str(tmp_path / "web"), str(tmp_path / out), last, results)
+        process = spawn.Process(target=annotate_quickly, args=arguments)
+        process.start()
+        process.join()
+        return process.exitcode or 0, None if results.empty() else results.get()
+
+    assert work("whole", None) == (0, 10_000)
+    assert work("out", 9_950) == (-signal.SIGKILL, None)
+    code, images = work("out", None)
+    assert code == 0
+    assert images is not None
+    log.info("%d of 10,000 images were asked for again", images)
+    assert 50 <= images <= 2_000 + 2 * CPU_BATCH  # a batch is written after the next has begun
+    assert len(clean_temporary(str(tmp_path / "out"))) == 2  # as the next run begins
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole") != {}
 
 
 class Changing(Stuck):

@@ -216,6 +216,7 @@ def test_file_sent_in_parts_arrives_whole_from_parts_that_fail(
     assert unfinished_uploads(bucket) == []
 
 
+@pytest.mark.slow
 def test_upload_in_parts_of_a_killed_worker_is_not_there_and_is_made_again(
     bad_s3: tuple[str, Proxy], tmp_path: Path
 ) -> None:
