@@ -121,7 +121,7 @@ def _told(origin: Origin) -> dict[str, Any]:
 
 def _compare(
     shard_id: str, a_url: str, b_url: str, samples: int
-) -> tuple[Counter[tuple[str, str]], dict[str, list[tuple[int, Change]]]]:
+) -> tuple[Counter[tuple[str, str]], dict[str, list[tuple[float, Change]]]]:
     joined = _joined(a_url, b_url)
     in_a, in_b = (pc.equal(joined[f"verdict_{side}"], "kept").fill_null(False) for side in "ab")
     there = pc.and_(joined["verdict_a"].is_valid(), joined["verdict_b"].is_valid())
