@@ -19,7 +19,7 @@ browser: $(VENV)/.browser
 
 $(VENV)/.browser: | install
 	command -v chromium chromium-browser google-chrome || \
-	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } || \
+	  { apt-get -o Acquire::Retries=3 update -qq && apt-get -o Acquire::Retries=3 install -qq -y --no-install-recommends chromium; } || \
 	  echo "no Chromium: the tests of the report's page are skipped"
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/browser axe-core@4.14.1 || \
 	  echo "no axe-core: the test of the page's accessibility is skipped"
