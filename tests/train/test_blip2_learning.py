@@ -207,7 +207,7 @@ def test_stage_2_writes_the_captions_of_unseen_pictures(world: Path) -> None:
     start, side = str(world / "blip2_stage1"), IMAGE.image_size
     out = train("blip2_stage2", world, 500, start=start, language=language, image_size=side)
     write_shard(world / "new", 0, new_pictures(), ["IMG_0001.JPG"] * len(PAIRS))
-    greedy = ("method=greedy", "prompt=", "per_image=1", "min_length=1", "max_length=20")
+    greedy = ("method=greedy", 'prompt=""', "per_image=1", "min_length=1", "max_length=20")
     options = [word for setting in greedy for word in ("--set", f"captions.{setting}")]
     models = ("--captioner", out / "captioner", "--filter", world / "blip2_stage1" / "filter")
     done = capfilt(
