@@ -165,8 +165,9 @@ def _digest(folder: str, pairs: list[_Pair], versions: dict[str, str]) -> str:
     return _WITH_IMAGES + hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
 
 
-# A worker gets many slices of one file: COCO's has 90 MB. The version is there for the cache.
-@lru_cache(maxsize=2)
+# A worker gets many slices of one file, a training windows of several in turn: COCO's has 90 MB.
+# The version is there for the cache.
+@lru_cache(maxsize=8)
 def _pairs(url: str, version: str) -> list[_Pair]:
     try:
         tree = parse_json(files.read_bytes(url))

@@ -155,3 +155,23 @@ def test_human_shards_of_a_changed_file_have_another_version(tmp_path: Path) -> 
     [after] = human_shards(url)
     assert before.version != after.version
     assert (before.stop, after.stop) == (1, 2)
+
+
+def test_lists_that_are_mixed_are_parsed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training reads a few of each in turn; three once were parsed anew each time."""
+    parsed: list[str] = []
+    read = files.read_bytes
+
+    def count(url: str) -> bytes:
+        parsed.append(url)
+        return read(url)
+
+    trees = ([{"image": f"{name}.jpg", "caption": [name]}] for name in "abcd")
+    urls = [put_json(tmp_path, tree, f"{i}.json") for i, tree in enumerate(trees)]
+    shards = [shard for url in urls for shard in human_shards(url, str(tmp_path))]
+    monkeypatch.setattr(files, "read_bytes", count)
+    for shard in shards * 3:
+        list(read_samples(shard, ImageConfig()))
+    assert len([url for url in parsed if url.endswith(".json")]) <= len(urls)
