@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from capfilt.errors import ModelError
 from capfilt.models import checkpoint
@@ -45,7 +49,12 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     with made_from(folder):
         options = {"local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(folder, **options)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        names, auto = _kind(config)
+        if config.model_type not in names:
+            raise ModelError(
+                f"{folder}: a {config.model_type} cannot be loaded as a language model: give the "
+                f"folder of one that transformers' {auto.__name__} loads"
+            )
         tensors = checkpoint.read_tensors(folder)
         model = fill_exactly(auto.from_config, config, tensors, folder, dtype=dtype)
     width, states = model.get_input_embeddings().weight.shape[1], model.config.hidden_size
@@ -61,6 +70,13 @@ def load_language(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         for settings in (model.config, model.generation_config):
             settings.eos_token_id = line_break[0]
     return model, tokenizer
+
+
+def _kind(config: Any) -> tuple[Any, Any]:
+    """The kinds of models that are a language model of this form, and what loads them."""
+    if config.is_encoder_decoder:
+        return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM
 
 
 @torch.no_grad()
