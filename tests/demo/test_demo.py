@@ -49,8 +49,8 @@ def test_demo_shows_every_part_and_again_does_nothing(
     assert result.run.shards_failed == ()
     for verdict in (Verdict.KEPT, Verdict.DROPPED):
         assert result.run.tally.texts[Source.SYNTHETIC, verdict] > 0
-    assert result.found.itm_auc > 0.92  # 0.97 over 1,000 pictures
-    assert 0.01 < result.found.noise_ratio < 0.3  # 0.07
+    assert result.found.itm_auc > 0.94  # 0.98 over 1,000 pictures
+    assert result.found.noise_ratio < 0.3  # 0.05
     assert result.found.filter_precision > result.found.captions_written_true
     again = demo(folder, PICTURES, quiet=True)
     assert (again.run.shards_done, again.run.shards_before) == (0, result.run.shards_done)
@@ -97,4 +97,4 @@ def test_the_bundled_checkpoint_is_small() -> None:
 def test_the_bundled_captioner_says_what_is_true_of_scenes_it_has_not_seen(tmp_path: Path) -> None:
     pictures = list(draw_pictures(200, EVALUATION, seed=5))
     write_images(tmp_path, pictures, 128)
-    assert greedy_captions_true(CAPTIONER, tmp_path, pictures) >= 0.88  # 0.94 over 1,000
+    assert greedy_captions_true(CAPTIONER, tmp_path, pictures) >= 0.9  # 0.94 over 1,000
