@@ -47,11 +47,12 @@ def test_demo_shows_every_part_and_again_does_nothing(
     assert (folder / "dataset/report.html").is_file()
     assert result.run.tally.read == PICTURES == result.found.images
     assert result.run.shards_failed == ()
-    for verdict in (Verdict.KEPT, Verdict.DROPPED):
-        assert result.run.tally.texts[Source.SYNTHETIC, verdict] > 0
+    texts = result.run.tally.texts
+    assert texts[Source.SYNTHETIC, Verdict.KEPT] > 0 < texts[Source.WEB, Verdict.DROPPED]
     assert result.found.itm_auc > 0.94  # 0.98 over 1,000 pictures
     assert result.found.noise_ratio < 0.3  # 0.05
-    assert result.found.filter_precision > result.found.captions_written_true
+    assert result.found.captions_written_true > 0.75  # 0.90
+    assert result.found.filter_precision > 0.8  # 0.93
     again = demo(folder, PICTURES, quiet=True)
     assert (again.run.shards_done, again.run.shards_before) == (0, result.run.shards_done)
     assert again.found == result.found
