@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the checkpoint that travels with the demo, puts it where the demo finds it, and measures it
-# on 1,000 pictures of unseen scenes. About an hour and a half on two cores.
+# on 1,000 pictures of unseen scenes. Hours, on a CPU.
 #     benchmarks/emoji/run.sh FOLDER
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
