@@ -5,12 +5,12 @@ python benchmarks/emoji/make_world.py FOLDER
 human/    60,000 pictures with five human captions each
 web/      10,000 with one alt text of the web each, of which only the true ones were kept, as if
           people had read them
-family/   40,000 in families of 16: the same things on the same background, in other numbers,
-          sizes, colours and places, and each of these with a twin that differs in places alone.
-          Their texts tell a picture from its family: captions.json has people's and the web's,
-          human.json people's. A family lies together, so that a training's batch has several of
-          it: negatives that differ in a count or a relation alone, which pictures drawn one by
-          one hardly ever are
+family/   40,000 in families of 16: the same things, half of them on the same background, in other
+          numbers, sizes, colours and places, and each of these with a twin that differs in places
+          alone. Their texts tell a picture from its family: captions.json has people's and the
+          web's, human.json people's. A family lies together, so that a training's batch has
+          several of it: negatives that differ in a count, a colour or a relation alone, which
+          pictures drawn one by one hardly ever are
 pairs/    48,000 of two kinds of things, each beside one of the same things elsewhere. Their texts
           say where the ones are from the others, and nothing else: in human/ and family/ that is
           a word or two among many, and stayed unlearned. Lists as in family/

@@ -121,14 +121,15 @@ def draw_scene(rng: random.Random, nouns: Sequence[str] = tuple(NOUNS)) -> Scene
 
 
 def draw_variation(scene: Scene, rng: random.Random) -> Scene:
-    """Draw a scene of the same nouns and background: all else may be another."""
+    """Draw a scene of the same nouns, half the time on the same background; all else is drawn."""
     nouns = [group.noun for group in scene.groups]
+    background = scene.background if rng.random() < 0.5 else _draw_background(rng)
     while True:
         boxes = list(rng.choice(_LAYOUTS[len(nouns)]))
         rng.shuffle(boxes)
         groups = _draw_groups(nouns, boxes, rng)
         if groups:
-            return Scene(groups, scene.background)
+            return Scene(groups, background)
 
 
 def rearrange(scene: Scene, rng: random.Random) -> Scene:
