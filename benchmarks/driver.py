@@ -25,8 +25,8 @@ from capfilt.config import resolve
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity
 from capfilt.run.cluster import ClusterEngine
+from capfilt.run.driver import drive
 from capfilt.run.engine import Work
-from capfilt.run.job import execute
 from capfilt.run.progress import Progress
 from capfilt.run.task import Task
 
@@ -105,7 +105,7 @@ def measure(shards: int, workers: int) -> dict[str, float]:
         needs = resources(workers=workers, gpus_per_worker=0, shards=shards)
         progress = Watched(shards=shards)
         cpu, wall = time.process_time(), time.monotonic()
-        failed = execute(ClusterEngine(task, needs, stub_worker), works, str(output), progress)
+        failed = drive(ClusterEngine(task, needs, stub_worker), works, str(output), progress)
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
         commits = len(list((output / "commits").glob("*.json")))
         if failed or commits != shards:

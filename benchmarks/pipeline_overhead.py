@@ -32,7 +32,7 @@ from capfilt.io.inputs import find_shards
 from capfilt.io.reader import read_samples
 from capfilt.models import images
 from capfilt.run.flow import in_order
-from capfilt.run.job import inspect_models
+from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker, one_thread_per_operation
 

@@ -41,6 +41,7 @@ from capfilt.io.tar import TarWriter
 from capfilt.record import Annotated, ModelIdentity, Sample, Score, Source, Text, Verdict
 from capfilt.run.manifest import Manifest
 from capfilt.run.task import Task
+from capfilt.run.where import Where
 from capfilt.select.rows import rows_of, tally_of
 
 TEXTS_PER_SHARD = 100_000
@@ -56,10 +57,7 @@ def begin(folder: Path) -> Task:
     models = {role: ModelIdentity("Blip", "0" * 64, "nowhere") for role in ("captioner", "filter")}
     task = Task(config, models, str(folder))
     folder.mkdir(parents=True)
-    manifest = Manifest.of(
-        task, input_url=str(folder), human=None, human_images=None, allow_unfinished=False
-    )
-    manifest.write(str(folder))
+    Manifest.of(task, Where(str(folder), str(folder))).write(str(folder))
     return task
 
 

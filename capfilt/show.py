@@ -15,8 +15,8 @@ from capfilt.duration import duration
 from capfilt.ingest import Ingested
 from capfilt.record import Source, Verdict
 from capfilt.report.diff import Change, Difference
-from capfilt.run.job import Summary
 from capfilt.run.status import Status
+from capfilt.run.summary import Summary
 from capfilt.run.verify import Verification
 from capfilt.select.select import Forecast
 from capfilt.service.job import Job

@@ -1,8 +1,12 @@
-"""What the filter sees of a text. Stored texts stay raw; only the model's input is normalised."""
+"""What the filter sees of a text, and what a person does.
+
+Stored texts stay raw; only the model's input is normalised.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # `pre_caption` of BLIP's published code turns these into spaces.
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
@@ -40,3 +44,13 @@ def printable(text: str) -> str:
     '\\\\u001b[2J'
     """
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names of many, for a line of a log.
+
+    >>> some("abcde")
+    'a, b, c and 2 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -25,7 +25,8 @@ from capfilt.errors import InputError, TrainingError
 from capfilt.io.commits import list_commits
 from capfilt.models.checkpoint import Role
 from capfilt.record import Verdict
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from capfilt.train.config import PretrainConfig, TrainConfig
 from capfilt.train.output import Output
 from capfilt.train.stage import Stage

@@ -15,7 +15,7 @@ from capfilt.cli.app import read_config
 
 if TYPE_CHECKING:  # they take their time
     from capfilt.config import RunConfig
-    from capfilt.run.job import Where
+    from capfilt.run.where import Where
 
 Workers = Annotated[
     int | None, typer.Option(help="How many; default: one per GPU, or one per CPU node.")
@@ -120,7 +120,7 @@ class RunOptions(WorkOptions):
 
     def where(self, **own: Any) -> Where:
         """The places and hardware, with what is the command's own."""
-        from capfilt.run.job import Where
+        from capfilt.run.where import Where
 
         return Where(
             input=self.input_url,

@@ -24,7 +24,7 @@ from capfilt.cli.options import (
 
 if TYPE_CHECKING:
     from capfilt.config import RunConfig
-    from capfilt.run.job import Where
+    from capfilt.run.where import Where
 
 
 @app.command()

@@ -38,8 +38,10 @@ from capfilt.ingest.stats import Ingested
 from capfilt.models.load import load_captioner
 from capfilt.report.charts import load_matplotlib
 from capfilt.report.report import report
-from capfilt.run.job import Summary, Where, run
+from capfilt.run.job import run
+from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 CAPTIONER, FILTER = CHECKPOINT / "captioner", CHECKPOINT / "filter"

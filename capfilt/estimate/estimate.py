@@ -13,7 +13,8 @@ from capfilt.estimate.share import Share, share_of
 from capfilt.io.inputs import find_shards
 from capfilt.record import Source, Verdict
 from capfilt.report.speed import Speed
-from capfilt.run.job import Where, absolute, task_of
+from capfilt.run.request import absolute, task_of
+from capfilt.run.where import Where
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 from capfilt import __version__
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
+from capfilt.run.plan import Plan
 from capfilt.run.task import Task
-from capfilt.schema import to_dict
+from capfilt.run.where import Where
+from capfilt.schema import differences, to_dict
+from capfilt.shard import root_of
+from capfilt.text import some
 
 # Other versions of these may write other bytes from the same input.
 LIBRARIES = (
@@ -23,6 +28,8 @@ LIBRARIES = (
     "simplejpeg",
     "pyarrow",
 )
+
+log = logging.getLogger("capfilt")
 
 
 @dataclass(frozen=True)
@@ -53,19 +60,11 @@ class Manifest:
         }
 
     @classmethod
-    def of(
-        cls,
-        task: Task,
-        *,
-        input_url: str,
-        human: str | None,
-        human_images: str | None,
-        allow_unfinished: bool,
-    ) -> Manifest:
+    def of(cls, task: Task, where: Where) -> Manifest:
         return cls(
-            input=input_url,
-            human=human,
-            human_images=human_images,
+            input=where.input,
+            human=where.human,
+            human_images=where.human_images,
             fingerprint=task.fingerprint,
             decisive=task.decisive,
             config=to_dict(task.config),
@@ -79,7 +78,7 @@ class Manifest:
             },
             # Of the code that runs, which may have come with a job and not be the one installed.
             versions={"capfilt": __version__, **{n: metadata.version(n) for n in LIBRARIES}},
-            allow_unfinished=allow_unfinished,
+            allow_unfinished=where.allow_unfinished,
         )
 
     @classmethod
@@ -100,3 +99,46 @@ class Manifest:
     def write(self, output_url: str) -> None:
         content = json.dumps(vars(self), indent=1, ensure_ascii=False) + "\n"
         publish.write_bytes(files.join(output_url, outputs.MANIFEST), content.encode())
+
+    def settle(self, output_url: str, plan: Plan, *, overwrite: bool) -> None:
+        """Write it, unless OUTPUT belongs to another run and may not be overwritten.
+
+        Raises:
+            CommitError: It does; names what differs.
+        """
+        old = Manifest.read(output_url)
+        if not overwrite:
+            self._check_same(old, output_url, plan)
+        is_same_run = old is not None and old.fingerprint == self.fingerprint
+        if old is not None and is_same_run and old.versions != self.versions:
+            changed = "; ".join(differences(old.versions, self.versions))
+            log.warning(
+                "library versions differ from the first run's (%s): bytes may differ", changed
+            )
+        if old != self:
+            self.write(output_url)
+
+    def _check_same(self, old: Manifest | None, output_url: str, plan: Plan) -> None:
+        if plan.stale:
+            changed = differences(old.decisive, self.decisive) if old else []
+            if plan.changed_inputs:
+                changed.append(f"the input of {some(plan.changed_inputs)}")
+            raise CommitError(
+                f"{output_url} holds another run; {len(plan.stale)} of its shards would be redone "
+                f"because of a change of {'; '.join(changed) or 'the fingerprint'}. "
+                "Use --overwrite, or a new OUTPUT"
+            )
+        if old is None or not plan.is_begun:
+            return
+        if old.fingerprint != self.fingerprint:
+            raise CommitError(
+                f"{output_url} belongs to another run: "
+                f"{'; '.join(differences(old.decisive, self.decisive))}. "
+                "Use --overwrite, or a new OUTPUT"
+            )
+        before, now = root_of(old.input), root_of(self.input)
+        if before != now:
+            raise CommitError(
+                f"{output_url} holds a run over {before}. Use --overwrite to go on with {now} "
+                "(shards that are the same stay), or a new OUTPUT"
+            )

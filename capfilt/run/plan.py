@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capfilt.io.commits import Commit
+from capfilt.run.engine import Work
 from capfilt.shard import InputShard
 from capfilt.tally import Tally
 
@@ -21,6 +22,12 @@ class Plan:
     damaged: list[InputShard] = field(default_factory=list)  # a file of theirs is missing or cut
     tally: Tally = field(default_factory=Tally)  # of those that are done
     is_begun: bool = False  # whether there is any commit, also of shards that the input has not
+
+    def works(self) -> list[Work]:
+        """What there is to do, by id."""
+        works = [Work(shard) for shard in self.todo]
+        works += [Work(shard, redo=True) for shard in (*self.stale, *self.damaged)]
+        return sorted(works, key=lambda work: work.shard.id)
 
 
 def make_plan(

@@ -6,8 +6,8 @@ from typing import Any
 
 from capfilt.config import RunConfig
 from capfilt.errors import ConfigError, InputError
-from capfilt.run.job import Where
 from capfilt.run.manifest import Manifest
+from capfilt.run.where import Where
 from capfilt.schema import build
 
 

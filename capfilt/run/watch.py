@@ -24,7 +24,7 @@ from capfilt.run.task import Task
 from capfilt.shard import InputShard
 
 if TYPE_CHECKING:
-    from capfilt.run.job import Where
+    from capfilt.run.where import Where
 
 EVERY_S = 5.0  # between two looks
 REST = 10  # times a look's own length, where that is more: 100,000 shards take seconds to list

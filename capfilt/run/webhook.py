@@ -24,7 +24,7 @@ from capfilt.errors import ConfigError
 from capfilt.run.engine import one_line
 
 if TYPE_CHECKING:
-    from capfilt.run.job import Summary
+    from capfilt.run.summary import Summary
 
 ENVIRONMENT = "CAPFILT_WEBHOOK"  # keeps the URL out of command lines
 TRIES, TIMEOUT_S, PAUSE_S = 3, 8.0, 2.0

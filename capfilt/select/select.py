@@ -16,12 +16,13 @@ from capfilt.io.commits import list_outputs, read_commits
 from capfilt.io.lease import Lease
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
-from capfilt.run.engine import Work
-from capfilt.run.job import Summary, execute, settle_manifest
+from capfilt.run.driver import drive
+from capfilt.run.engine import GaveUp
 from capfilt.run.manifest import Manifest
 from capfilt.run.output import check_output
-from capfilt.run.plan import Plan, make_plan
+from capfilt.run.plan import make_plan
 from capfilt.run.progress import Progress
+from capfilt.run.summary import Summary
 from capfilt.schema import to_dict
 from capfilt.select.cutter import Cutter
 from capfilt.select.engine import CutEngine
@@ -144,31 +145,17 @@ def select(
     with Lease(output_url, "capfilt select") as lease:
         commits = read_commits(output_url)
         plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
-        settle_manifest(manifest, output_url, plan, overwrite=overwrite)
+        manifest.settle(output_url, plan, overwrite=overwrite)
         clean_temporary(output_url)
-        works = _works(plan)
-        total = Tally()
-        total.merge(plan.tally)
-        has_threshold = manifest.measures_noise
-        with Progress(shards=len(works), live=live, noise_ratio=has_threshold) as progress:
-            failed = []
+        works = plan.works()
+        measures_noise = manifest.measures_noise
+        failed: list[GaveUp] = []
+        with Progress(shards=len(works), live=live, noise_ratio=measures_noise) as progress:
             if works:
                 cutter = Cutter(survey, output_url, output, manifest.fingerprint)
                 engine = CutEngine(cutter, shards=len(works))
-                failed = execute(engine, works, output_url, progress, lease)
-    total.merge(progress.tally)
-    return Summary(
-        output=output_url,
-        shards_done=progress.shards_done,
-        shards_before=plan.done,
-        shards_failed=tuple(failed),
-        unfinished=(),
-        left_by_limit=0,
-        images=progress.tally.read,
-        seconds=progress.seconds,
-        tally=total,
-        noise_ratio=total.noise_ratio if has_threshold else None,
-    )
+                failed = drive(engine, works, output_url, progress, lease)
+    return Summary.of(output_url, plan, progress, failed, measures_noise=measures_noise)
 
 
 def _settled(origin_url: str, config: CutConfig) -> tuple[Origin, CutConfig]:
@@ -186,12 +173,6 @@ def _settled(origin_url: str, config: CutConfig) -> tuple[Origin, CutConfig]:
             raise ConfigError(f"{origin.url} has no {name} of its texts: {there}")
     config = replace(config, exclude=tuple(files.absolute(place) for place in config.exclude))
     return origin, config
-
-
-def _works(plan: Plan) -> list[Work]:
-    works = [Work(shard) for shard in plan.todo]
-    works += [Work(shard, redo=True) for shard in (*plan.stale, *plan.damaged)]
-    return sorted(works, key=lambda work: work.shard.id)
 
 
 def _rules(old: Mapping[str, Any], config: CutConfig) -> dict[str, Any]:

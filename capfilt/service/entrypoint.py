@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from capfilt.config import RunConfig
-from capfilt.run.job import Where
+from capfilt.run.where import Where
 from capfilt.schema import to_yaml
 
 CONFIG = "capfilt.yaml"  # in the job's folder

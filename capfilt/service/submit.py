@@ -10,9 +10,10 @@ from capfilt import logs
 from capfilt.config import RunConfig
 from capfilt.errors import CommitError, InputError
 from capfilt.io.lease import await_free
-from capfilt.run.job import Where, absolute, check_places
+from capfilt.run.request import absolute
 from capfilt.run.webhook import ENVIRONMENT as WEBHOOK
 from capfilt.run.webhook import Webhook
+from capfilt.run.where import Where
 from capfilt.service.cluster import JobServer
 from capfilt.service.entrypoint import command_line, pack
 from capfilt.service.job import name_of
@@ -48,7 +49,7 @@ def submit(
     environment = {} if webhook is None else {WEBHOOK: webhook}
     environment[logs.ENVIRONMENT] = logs.form()
     config, where = absolute(config, where)
-    check_places(where)
+    where.check_places()
     earlier = server.of(where.output)
     for job in earlier:
         if not job.is_over:

@@ -13,7 +13,8 @@ from capfilt.config import RunConfig
 from capfilt.data.config import DatasetConfig
 from capfilt.data.example import stable_id
 from capfilt.models.vocabulary import Vocabulary
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from capfilt.text import normalise
 from tests.data.conftest import open_loader
 from tests.data.test_loader import first, keys_of

@@ -17,8 +17,9 @@ from capfilt.estimate.census import take_census
 from capfilt.estimate.probe import _probe
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity, Source
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.task import Task
+from capfilt.run.where import Where
 from capfilt.run.worker import Worker
 from tests.run.conftest import captioner, config, filter_, web, write_shard  # noqa: F401
 

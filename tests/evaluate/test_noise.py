@@ -11,8 +11,9 @@ from capfilt.errors import InputError
 from capfilt.evaluate.noise import is_run, noise_of_images, noise_of_run
 from capfilt.evaluate.pictures import Pictures
 from capfilt.models.load import load_captioner, load_filter
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.status import status
+from capfilt.run.where import Where
 from tests.evaluate.conftest import PICTURES
 from tests.models.conftest import make_images
 from tests.run.conftest import ledger_rows, web, write_shard

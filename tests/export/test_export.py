@@ -19,7 +19,8 @@ from capfilt.config import resolve
 from capfilt.cut import CutConfig
 from capfilt.errors import CommitError, ConfigError
 from capfilt.export.export import Exported, export
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from capfilt.select.select import select
 from tests.run.conftest import hashes, ledger_rows, picture, write_shard
 from tests.select.conftest import (

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from capfilt.config import RunConfig, resolve
-from capfilt.run.job import Summary, Where, run
+from capfilt.run.job import run
+from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests.run.conftest import captioner, commits, filter_, hashes, write_shard  # noqa: F401
 
 SHARDS, IMAGES = 4, 32

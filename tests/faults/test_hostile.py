@@ -27,8 +27,11 @@ from capfilt.config import CaptionConfig, ScoringConfig
 from capfilt.errors import CapfiltError, ModelError
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import Reason
-from capfilt.run.job import Summary, Where, inspect_models, run
+from capfilt.run.job import run
+from capfilt.run.request import inspect_models
+from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests import blip2_checkpoints, checkpoints
 from tests.faults.conftest import Undisturbed, command, complete
 from tests.faults.hostile import KEPT, TEXT, jpeg, kinds, png, write_tar

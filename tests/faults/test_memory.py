@@ -21,9 +21,10 @@ from capfilt.io.commits import Commit, InputRecord, OutputRecord, encode
 from capfilt.record import Source, Verdict
 from capfilt.run import job
 from capfilt.run.engine import Done, Outcome, Work
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.schedule import Schedule
 from capfilt.run.task import Task
+from capfilt.run.where import Where
 from capfilt.tally import Tally
 from tests.checkpoints import make_captioner
 from tests.faults.conftest import Undisturbed

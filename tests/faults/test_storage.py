@@ -28,7 +28,7 @@ from capfilt.models.checkpoint import CAPTIONER, PROMPTS
 from capfilt.models.images import PixelSpec
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import ModelIdentity
-from capfilt.run.job import inspect_models
+from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
 from capfilt.run.worker import CPU_BATCH, Worker

@@ -22,8 +22,9 @@ import s3fs
 from capfilt.errors import CapfiltError, ConfigError
 from capfilt.io import files
 from capfilt.io.publish import Published, publishing
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests.faults.conftest import Undisturbed, command, complete
 from tests.io.conftest import s3, s3_server  # noqa: F401
 from tests.io.s3_proxy import FAULTS, Proxy

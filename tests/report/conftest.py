@@ -13,7 +13,8 @@ import pytest
 
 from capfilt.config import resolve
 from capfilt.report.report import Report, report
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from tests import checkpoints
 from tests.run.conftest import picture
 

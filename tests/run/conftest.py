@@ -15,6 +15,9 @@ import pytest
 from PIL import Image
 
 from capfilt.config import RunConfig, resolve
+from capfilt.run.job import run
+from capfilt.run.summary import Summary
+from capfilt.run.where import Where
 from tests import checkpoints
 
 TEXTS = [
@@ -103,6 +106,11 @@ def hashes(output: str | Path) -> dict[str, str]:
         for file in sorted((root / folder).rglob("*"))
         if file.is_file()
     }
+
+
+def local(config: RunConfig, web: str, output: Path, **options: Any) -> Summary:
+    """A run in this process."""
+    return run(config, Where(web, str(output), local=True, **options))
 
 
 def commits(output: str | Path) -> dict[str, dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from capfilt.config import RunConfig, resolve
+from capfilt.config import resolve
 from capfilt.errors import ModelError
-from capfilt.run.job import Summary, Where, inspect_models, run
 from capfilt.run.manifest import Manifest
+from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from tests import blip2_checkpoints
-from tests.run.conftest import hashes, ledger_rows, tar_samples
+from tests.run.conftest import hashes, ledger_rows, local, tar_samples
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,6 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def blip2_filter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(blip2_checkpoints.make_filter(tmp_path_factory.mktemp("blip2_filter")))
-
-
-def local(config: RunConfig, web: str, output: Path, **options: Any) -> Summary:
-    return run(config, Where(web, str(output), local=True, **options))
 
 
 def by_image(output: Path) -> dict[str, list[dict[str, Any]]]:

@@ -19,9 +19,11 @@ from capfilt.config import RunConfig, resolve
 from capfilt.errors import ConfigError
 from capfilt.io.inputs import find_shards
 from capfilt.run.engine import Done, GaveUp, Outcome, Work
-from capfilt.run.job import Where, inspect_models, run
+from capfilt.run.job import run
+from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests.run.conftest import commits, hashes, write_shard
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from capfilt.errors import CommitError
 from capfilt.io.inputs import find_shards
 from capfilt.run import duplicates
 from capfilt.run.duplicates import duplicates_among
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.status import status
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests.run.conftest import commits, hashes, ledger_rows
 from tests.select.test_pictures import photo, scaled
 

@@ -16,23 +16,19 @@ import pytest
 from PIL import Image
 
 from capfilt.config import RunConfig, resolve
-from capfilt.errors import CommitError, ConfigError, InputError, ModelError
+from capfilt.errors import InputError, ModelError
 from capfilt.record import Source, Verdict
-from capfilt.run.job import Summary, Where, run
 from capfilt.run.status import status
 from capfilt.run.verify import verify
 from tests.run.conftest import (
     commits,
     hashes,
     ledger_rows,
+    local,
     picture,
     tar_samples,
     write_shard,
 )
-
-
-def local(config: RunConfig, web: str, output: Path, **options: object) -> Summary:
-    return run(config, Where(web, str(output), local=True, **options))  # type: ignore[arg-type]
 
 
 def test_run_every_sample_is_in_the_ledger_and_counts_add_up(
@@ -126,40 +122,6 @@ def test_run_unfinished_shard_is_named_and_skipped_until_allowed(
     assert summary.unfinished == ("00004",)
     summary = local(config, web, tmp_path / "out", allow_unfinished=True)
     assert summary.shards_done == 1
-
-
-def test_run_other_config_is_refused_by_name_then_overwritten(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    local(config, web, out)
-    before = hashes(out)
-    other = replace(config, seed=1)
-    with pytest.raises(CommitError, match=r"4 of its shards would be redone.*seed: 0 -> 1"):
-        local(other, web, out)
-    assert hashes(out) == before
-    summary = local(other, web, out, overwrite=True)
-    assert summary.shards_done == 4
-    local(other, web, tmp_path / "fresh")
-    assert hashes(out) == hashes(tmp_path / "fresh") != before
-
-
-def test_run_changed_input_shard_is_refused_by_name(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    local(config, web, tmp_path / "out")
-    write_shard(Path(web), 2, 11)
-    with pytest.raises(CommitError, match="the input of 00002"):
-        local(config, web, tmp_path / "out")
-    assert local(config, web, tmp_path / "out", overwrite=True).shards_done == 1
-
-
-def test_run_speed_settings_do_not_make_another_run(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    local(config, web, tmp_path / "out")
-    faster = replace(config, compute=replace(config.compute, batch_size=48, decode_threads=3))
-    assert local(faster, web, tmp_path / "out").shards_before == 4
 
 
 def test_run_captions_and_scores_do_not_depend_on_the_batch(
@@ -311,43 +273,6 @@ def test_run_human_pairs_join_unfiltered(config: RunConfig, web: str, tmp_path: 
     assert verify(str(tmp_path / "out")).problems == ()
 
 
-def test_status_counts_done_pending_and_stale(config: RunConfig, web: str, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    local(config, web, tmp_path / "out", limit=3)
-    found = status(out)
-    assert (found.done, found.pending, found.stale) == (3, 1, 0)
-    assert found.tally.read == 36
-    local(replace(config, seed=5), web, tmp_path / "out", limit=1, overwrite=True)
-    found = status(out)
-    assert (found.done, found.pending, found.stale) == (1, 1, 2)
-
-
-def test_verify_finds_a_flipped_byte_a_missing_file_and_a_wrong_count(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    local(config, web, out)
-    assert verify(str(out)).problems == ()
-    data = out / "data" / "00000.tar"
-    content = bytearray(data.read_bytes())
-    content[1000] ^= 1
-    data.write_bytes(content)
-    (out / "ledger" / "00001.parquet").unlink()
-    commit = out / "commits" / "00002.json"
-    counts = json.loads(commit.read_text())
-    counts["counts"]["kept"] += 1
-    counts["counts"]["read"] += 1
-    commit.write_text(json.dumps(counts))
-    (out / "data" / "99999.tar").write_bytes(b"left by a kill")
-    found = verify(str(out))
-    problems = "\n".join(found.problems)
-    assert "data/00000.tar" in problems
-    assert "ledger/00001.parquet" in problems
-    assert "shard 00002: samples are" in problems
-    assert found.uncommitted == ("data/99999.tar",)
-    assert "00003" not in problems
-
-
 def test_run_leaves_no_temporary_file_and_cleans_those_of_killed_attempts(
     config: RunConfig, web: str, tmp_path: Path
 ) -> None:
@@ -370,56 +295,7 @@ def test_run_wrong_requests_are_one_line(config: RunConfig, web: str, tmp_path: 
         local(config, str(tmp_path / "empty"), out)
     with pytest.raises(ModelError, match="BlipForImageTextRetrieval"):
         local(replace(config, captioner=config.filter), web, out)
-    with pytest.raises(ConfigError, match="--limit must be at least 1"):
-        local(config, web, out, limit=0)
-    with pytest.raises(ConfigError, match="--workers must be at least 1, is 0"):
-        Where(web, str(out), workers=0)
     assert not (out / "manifest.json").exists()
-
-
-def test_run_other_config_after_a_start_that_committed_nothing_needs_no_overwrite(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    too_short = replace(config, captions=replace(config.captions, min_length=0, max_length=3))
-    with pytest.raises(ModelError, match="max_length"):
-        local(too_short, web, tmp_path / "out")
-    assert local(config, web, tmp_path / "out").shards_done == 4
-
-
-def test_run_output_that_holds_input_is_refused(config: RunConfig, web: str) -> None:
-    for output in (Path(web), Path(web).parent):
-        with pytest.raises(ConfigError, match="holds INPUT"):
-            local(config, web, output)
-
-
-def test_run_output_that_is_no_runs_is_refused_before_anything_is_read(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    local(config, web, tmp_path / "out")
-    before = sorted(Path(web).iterdir())
-    no_models = replace(config, captioner=str(tmp_path / "no"), filter=str(tmp_path / "no"))
-    with pytest.raises(ConfigError, match=r"web holds 00000\.tar and no run .*INPUT comes first"):
-        local(no_models, str(tmp_path / "out"), Path(web))
-    assert sorted(Path(web).iterdir()) == before
-    for name in ("notes.txt", "00000_stats.json", "pictures/a.jpg"):
-        output = tmp_path / name.replace("/", "_")
-        (output / name).parent.mkdir(parents=True)
-        (output / name).write_text("somebody's")
-        with pytest.raises(ConfigError, match=rf"holds {name.split('/')[0]} and no run"):
-            local(no_models, web, output)
-    with pytest.raises(ConfigError, match=r"OUTPUT \S+00000\.tar is a file: give a folder"):
-        local(no_models, web, Path(web, "00000.tar"))
-
-
-def test_run_output_may_be_empty_a_runs_or_hold_hidden_files(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    (out / "data").mkdir(parents=True)
-    (out / ".DS_Store").write_text("a desktop's")
-    local(config, web, out, limit=1)
-    (out / "notes.txt").write_text("of the run")
-    assert local(config, web, out, limit=1).shards_before == 1
 
 
 def test_run_human_and_web_shards_of_one_id_are_refused(
@@ -456,33 +332,12 @@ def test_run_makes_missing_and_cut_files_again(config: RunConfig, web: str, tmp_
     assert hashes(out) == before
 
 
-def test_run_over_another_input_is_refused_until_overwrite_joins_them(
-    config: RunConfig, web: str, tmp_path: Path
-) -> None:
-    local(config, web, tmp_path / "out")
-    other = tmp_path / "other"
-    write_shard(other, 7, 12)
-    with pytest.raises(CommitError, match=r"holds a run over .*web"):
-        local(config, str(other), tmp_path / "out")
-    summary = local(config, str(other), tmp_path / "out", overwrite=True)
-    assert summary.shards_done == 1
-    assert len(commits(tmp_path / "out")) == 5
-
-
 def test_noise_ratio_is_told_where_a_threshold_decides(
     config: RunConfig, captioner: str, clip: str, web: str, tmp_path: Path
 ) -> None:
     assert local(config, web, tmp_path / "blip", limit=1).noise_ratio is not None
     ranked = resolve(preset="blip2", options={"captioner": captioner, "filter": clip})
     assert local(ranked, web, tmp_path / "blip2", limit=1).noise_ratio is None
-
-
-def test_verify_names_shards_of_another_config(config: RunConfig, web: str, tmp_path: Path) -> None:
-    local(config, web, tmp_path / "out")
-    local(replace(config, seed=9), web, tmp_path / "out", overwrite=True, limit=1)
-    problems = verify(str(tmp_path / "out")).problems
-    assert len(problems) == 3
-    assert all("made by another config" in problem for problem in problems)
 
 
 def write_wds(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:

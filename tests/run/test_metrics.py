@@ -18,8 +18,10 @@ from capfilt.config import RunConfig
 from capfilt.io.inputs import find_shards
 from capfilt.run import metrics
 from capfilt.run.cluster import Actor, _load_worker
-from capfilt.run.job import Where, run, task_of
+from capfilt.run.job import run
 from capfilt.run.meter import Meter
+from capfilt.run.request import task_of
+from capfilt.run.where import Where
 from capfilt.tally import Tally
 from tests.run.conftest import write_shard
 

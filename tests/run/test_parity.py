@@ -24,7 +24,8 @@ from transformers import (
 from capfilt.config import resolve
 from capfilt.io.inputs import find_shards
 from capfilt.io.reader import read_samples
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from capfilt.text import normalise
 from tests import checkpoints
 from tests.run.conftest import ledger_rows, write_shard

@@ -17,8 +17,10 @@ import pytest
 from capfilt.config import RunConfig, resolve
 from capfilt.ingest import Ingested, ingest
 from capfilt.record import Verdict
-from capfilt.run.job import Summary, Where, run
+from capfilt.run.job import run
+from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from tests.run.conftest import ledger_rows
 from tests.web_server import FAULTS, IMAGES, WebServer
 

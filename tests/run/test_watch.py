@@ -20,8 +20,9 @@ from capfilt.errors import ConfigError, InputError
 from capfilt.io.commits import Failure, InputRecord, write_failure
 from capfilt.io.inputs import Inputs, find_shards
 from capfilt.run import watch
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.retry import retry_of
+from capfilt.run.where import Where
 from tests.call import capfilt
 from tests.run.conftest import commits, hashes, write_shard
 from tests.run.test_cluster import wait_for

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from capfilt.cli import app
 from capfilt.errors import ConfigError, InputError
 from capfilt.run import webhook
-from capfilt.run.job import Summary
+from capfilt.run.summary import Summary
 from capfilt.run.webhook import Webhook
 
 SECRET = "T0P-S3CR3T"

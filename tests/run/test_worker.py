@@ -28,7 +28,7 @@ from capfilt.models.images import PixelSpec
 from capfilt.record import ModelIdentity, Score
 from capfilt.run.attempt import Attempt
 from capfilt.run.flow import ahead
-from capfilt.run.job import inspect_models
+from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 

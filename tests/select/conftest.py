@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from capfilt.config import resolve
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from tests import checkpoints
 from tests.run.conftest import write_shard
 

@@ -14,9 +14,10 @@ from PIL import Image
 from capfilt.config import resolve
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
 from capfilt.run.status import status
 from capfilt.run.verify import verify
+from capfilt.run.where import Where
 from capfilt.select.select import forecast, select
 from tests.run.conftest import ledger_rows
 from tests.select.conftest import Runs

@@ -18,9 +18,9 @@ from capfilt.io.reader import read_samples
 from capfilt.record import Verdict
 from capfilt.report.report import _rule
 from capfilt.report.sheets import _picture
-from capfilt.run.job import Summary
 from capfilt.run.manifest import Manifest
 from capfilt.run.status import status
+from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
 from capfilt.select import cutter
 from capfilt.select.origin import Origin

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from capfilt.config import resolve
-from capfilt.run.job import Where
+from capfilt.run.where import Where
 from capfilt.service.entrypoint import CONFIG, command_line, pack
 
 RUN = Where("/web", "/out")

@@ -17,7 +17,8 @@ from transformers import Blip2ForImageTextRetrieval
 from capfilt.config import resolve
 from capfilt.demo import tiny
 from capfilt.errors import ConfigError, ModelError
-from capfilt.run.job import Where, run
+from capfilt.run.job import run
+from capfilt.run.where import Where
 from capfilt.show import trained_text
 from capfilt.train.output import Output
 from capfilt.train.parts import load_data
