@@ -55,9 +55,9 @@ from rivals import (
 from torch import Tensor, nn
 
 from capfilt.config import CaptionConfig
-from capfilt.models.generation import Session
 from capfilt.models.linear import PackedLinear, can_pack
 from capfilt.models.med import PackedTexts
+from capfilt.models.session import Session
 from capfilt.models.vit import PIXEL_MEAN, PIXEL_STD
 
 CPU_BATCH = 8

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,12 +33,14 @@ from transformers import (
 )
 
 from capfilt.config import CaptionConfig, ImageConfig, ScoringConfig
-from capfilt.models import generation, images, layout
+from capfilt.models import beams, images, layout, sampling
 from capfilt.models.captioner import BlipCaptioner
 from capfilt.models.filter import MatchFilter
+from capfilt.models.generation import generate
 from capfilt.models.load import med_config
 from capfilt.models.med import CaptionModel, MatchModel
 from capfilt.models.placement import place
+from capfilt.models.rows import adjust as adjust_scores
 from capfilt.models.vocabulary import Vocabulary
 from capfilt.record import ModelIdentity
 
@@ -211,9 +214,9 @@ class Ours:
         keys = [str(i) for i in range(len(states))]
         model = self.model
         if config.method == "beam":  # in full length on both sides
-            return generation.generate(model, states, self.prompt, SEP, config, seed=0, keys=keys)
+            return generate(model, states, self.prompt, SEP, config, seed=0, keys=keys)
         with self._ends():
-            return generation.generate(model, states, self.prompt, SEP, config, seed=0, keys=keys)
+            return generate(model, states, self.prompt, SEP, config, seed=0, keys=keys)
 
     def match(self, states: Tensor, texts: Sequence[Sequence[str]]) -> list[float]:
         filter_ = self.filter
@@ -221,16 +224,13 @@ class Ours:
 
     @contextmanager
     def _ends(self) -> Iterator[None]:
-        plain, ends = generation._adjust, Ends(len(self.prompt), self.device)
+        ends = Ends(len(self.prompt), self.device)
 
         def adjust(scores: Tensor, ids: Tensor, end: int, config: CaptionConfig) -> Tensor:
-            return ends(ids, plain(scores, ids, end, config))
+            return ends(ids, adjust_scores(scores, ids, end, config))
 
-        generation._adjust = adjust
-        try:
+        with patch.object(sampling, "adjust", adjust), patch.object(beams, "adjust", adjust):
             yield
-        finally:
-            generation._adjust = plain
 
 
 class Transformers:

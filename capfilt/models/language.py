@@ -82,7 +82,7 @@ def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 class LanguageSession:
-    """Rows of one batch under decoding; see `capfilt.models.generation.Rows`."""
+    """Rows of one batch under decoding; see `capfilt.models.rows.Rows`."""
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from transformers.utils import logging
 
+from capfilt.models.load import blip_settings, load_caption_model
+from capfilt.models.med import CaptionModel
 from tests import checkpoints
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -38,6 +40,12 @@ def filter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def model(captioner_folder: Path) -> CaptionModel:
+    """The captioner as decoding drives it."""
+    return load_caption_model(captioner_folder, blip_settings(captioner_folder)).eval()
 
 
 @pytest.fixture(scope="session")
