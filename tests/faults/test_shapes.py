@@ -18,8 +18,9 @@ from capfilt.config import resolve
 from capfilt.errors import CapfiltError
 from capfilt.io.inputs import find_shards
 from capfilt.record import ModelIdentity
-from capfilt.run import cluster as run_cluster
-from capfilt.run.cluster import ClusterEngine, LoadWorker
+from capfilt.run import fleet
+from capfilt.run.actor import LoadWorker
+from capfilt.run.cluster import ClusterEngine
 from capfilt.run.engine import Done, Outcome, Work
 from capfilt.run.local import LocalEngine
 from capfilt.run.task import Task
@@ -165,7 +166,7 @@ def test_worker_that_cannot_load_its_models_does_not_end_those_that_can(
 ) -> None:
     """One sick GPU among healthy ones; where there is no healthy one, the run ends."""
     for most in ("MAX_FAILED_STARTS", "MAX_TAKEN_AWAY"):  # a worker takes seconds to start
-        monkeypatch.setattr(f"capfilt.run.cluster.{most}", 2)
+        monkeypatch.setattr(f"capfilt.run.fleet.{most}", 2)
     node = cluster.add_node(num_cpus=1)
     healthy, held, sick = tmp_path / "healthy", tmp_path / "held", tmp_path / "sick"
     held.touch()
@@ -199,7 +200,7 @@ def test_node_that_joins_gets_workers_and_one_that_leaves_loses_only_its_shards(
     cluster: Any, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the first shard's end until the node has left again, every worker is held."""
-    monkeypatch.setattr("capfilt.run.cluster.LOOK_FOR_NODES_S", 1.0)
+    monkeypatch.setattr("capfilt.run.fleet.LOOK_FOR_NODES_S", 1.0)
     out, held = tmp_path / "out", tmp_path / "held"
     engine = ClusterEngine(make_task(out), needs(1), loads(0.1, held=held), grows=True)
     works = [Work(shard) for shard in find_shards(web).shards]
@@ -218,7 +219,7 @@ def test_node_that_joins_gets_workers_and_one_that_leaves_loses_only_its_shards(
         if done and not joined:
             held.touch()
             joined.append(cluster.add_node(num_cpus=1))
-        busy = [slot for slot in engine._slots.values() if slot.running]
+        busy = [slot for slot in engine._fleet if slot.running]
         if joined and not leaving and len(busy) == 2:
             leaving.append(threading.Thread(target=leave))
             leaving[0].start()
@@ -234,7 +235,7 @@ def test_stopped_worker_is_replaced_and_its_shards_are_made_by_others(
     cluster: Any, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process is there, and Ray does not miss it."""
-    monkeypatch.setattr(run_cluster, "SILENT_LOOKS", 10)
+    monkeypatch.setattr(fleet, "SILENT_LOOKS", 10)
     out = tmp_path / "out"
     engine = ClusterEngine(make_task(out), needs(1), loads(0.2))
     works = [Work(shard) for shard in find_shards(web).shards]

@@ -17,7 +17,7 @@ import ray
 from capfilt.config import RunConfig
 from capfilt.io.inputs import find_shards
 from capfilt.run import metrics
-from capfilt.run.cluster import Actor, _load_worker
+from capfilt.run.actor import Actor, load_worker
 from capfilt.run.job import run
 from capfilt.run.meter import Meter
 from capfilt.run.request import task_of
@@ -85,7 +85,7 @@ def test_metrics_of_a_run_are_at_the_nodes_port(
 
     # A worker of our own, which is not ended with the run: what it has counted is shown in full.
     actor = ray.remote(Actor).options(num_cpus=1).remote()
-    ray.get(actor.load.remote(task_of(config, out), _load_worker, 1))
+    ray.get(actor.load.remote(task_of(config, out), load_worker, 1))
     tally = Tally()
     for shard in find_shards(place).shards[:2]:
         tally.merge(Tally.from_dict(ray.get(actor.process.remote(shard, True, None)).counts))
