@@ -7,11 +7,12 @@
     filter      web texts that the filter keeps
     captioner   web texts and captions, unfiltered
     both        web texts and captions that the filter keeps
-    repeat      raw, in proportions as if it had as many texts as `both` (Table 12)
+    repeat      raw, for as many more steps as `both` has more texts (Table 12)
     continue    texts of `both`; the first model goes on, in place of a new one (Table 13)
     shared      as `both`, by a captioner and a filter that share their weights (Table 4)
 
-All pre-trainings have as many steps. A text is an example of its own, as in the published code.
+All other pre-trainings have as many steps, at the same rates and with the same share of the human
+set. A text is an example of its own, as in the published code.
 
 Source: BLIP, arXiv:2201.12086, sections 3.3 and 4.2 to 4.4, Tables 1, 4, 12 and 13.
 """
@@ -47,7 +48,7 @@ def bootstrap(seed: Seed) -> None:
         unfiltered = seed.run("unfiltered", captioner, None)
         seed.arm("captioner", seed.texts(unfiltered))
     seed.arm("filter", seed.texts(run, "web"))
-    seed.arm("repeat", seed.repeated_web(run))
+    seed.arm("repeat", web, as_long_as=seed.texts(run))
     seed.arm("continue", seed.texts(run), start=first)
 
     if "shared" in arms:

@@ -64,14 +64,14 @@ class Results:
         }
         arms = {name: rows for name, rows in found.items() if not name.startswith(MODULES)}
         modules = {
-            name.removeprefix(MODULES): _row(rows)
+            name.removeprefix(MODULES): rows
             for name, rows in found.items()
             if name.startswith(MODULES)
         }
         return cls(
             seeds=seeds,
             arms={name: _row(rows) for name, rows in arms.items()},
-            modules=modules,
+            modules={name: _row(rows) for name, rows in modules.items()},
             differences=_differences(arms),
             warnings=tuple(_warnings(modules)),
         )
@@ -114,23 +114,27 @@ def _differences(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str,
     return found
 
 
-def _warnings(modules: Mapping[str, Row]) -> list[str]:
+def _warnings(modules: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
     """Rounds whose noise ratio falls as the paper's does where captioner and filter share weights.
 
-    More than half that way, relative to the first round, is worth a word.
+    More than half that way, relative to the first round of the same seeds, is worth a word.
     """
-    first = modules.get("1", {}).get("noise_ratio")
-    if first is None:
-        return []
-    least = (PAPER_NOISE_RATIO + PAPER_SHARED_NOISE_RATIO) / 2 / PAPER_NOISE_RATIO * first.mean
+    share = (PAPER_NOISE_RATIO + PAPER_SHARED_NOISE_RATIO) / 2 / PAPER_NOISE_RATIO
     found = []
-    for name, row in modules.items():
-        ratio = row.get("noise_ratio")
-        if name not in ("1", "shared") and ratio is not None and ratio.mean < least:
+    for name in modules.keys() - {"1", "shared"}:
+        pairs = [
+            (first["noise_ratio"], later["noise_ratio"])
+            for first, later in zip(modules.get("1", ()), modules[name], strict=False)
+            if "noise_ratio" in first and "noise_ratio" in later
+        ]
+        if not pairs:
+            continue
+        before, after = (mean(ratios) for ratios in zip(*pairs, strict=True))
+        if after < share * before:
             found.append(
-                f"round {name}: the noise ratio fell from {first.mean:.1%} to {ratio.mean:.1%}. In "
+                f"round {name}: the noise ratio fell from {before:.1%} to {after:.1%}. In "
                 f"the paper {PAPER_NOISE_RATIO:.0%} fall to {PAPER_SHARED_NOISE_RATIO:.0%} where "
                 "captioner and filter share weights, a sign that the filter confirms what the "
                 "captioner gets wrong: look at the captions, or stop at the round before"
             )
-    return found
+    return sorted(found)

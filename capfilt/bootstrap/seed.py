@@ -21,8 +21,8 @@ from capfilt.bootstrap.figures import Figures
 from capfilt.bootstrap.material import Material
 from capfilt.config import NONE, RunConfig
 from capfilt.data.config import DatasetConfig, SourceName
+from capfilt.data.sources import open_dataset
 from capfilt.errors import InputError, TrainingError
-from capfilt.io.commits import list_commits
 from capfilt.models.checkpoint import Role
 from capfilt.record import Verdict
 from capfilt.run.job import run
@@ -46,18 +46,26 @@ class Seed:
     def pretrain(
         self,
         name: str,
-        texts: DatasetConfig | Callable[[], DatasetConfig],
+        texts: DatasetConfig,
         *,
         start: Path | None = None,
+        as_long_as: DatasetConfig | None = None,
     ) -> Path:
-        """Pre-train on texts and the human set: a new model, or on from `start`."""
+        """Pre-train on texts and the human set: a new model, or on from `start`.
+
+        Texts are weighted so that an epoch shows as many of them as the web has: whatever an arm's
+        texts, there are as many steps at the same rates, with the same share of the human set.
+        With `as_long_as`, steps are more by as much as those texts are more than the web's.
+        """
         folder = self.folder / name
 
         def config() -> PretrainConfig:
-            web = texts() if callable(texts) else texts
-            datasets = (web, self.material.human_texts())
+            web = _count(self.material.web_texts())
+            datasets = (replace(texts, weight=web / _count(texts)), self.material.human_texts())
             given = self.config.pretrain
-            model = given.model
+            model, loop = given.model, given.loop
+            if as_long_as is not None:
+                loop = replace(loop, steps=round(loop.steps * _count(as_long_as) / web))
             if start is not None:
                 model = replace(model, start=str(start), itc=replace(model.itc, temperature=0.0))
             return replace(
@@ -66,6 +74,7 @@ class Seed:
                 vocabulary=self.material.vocabulary,
                 data=replace(given.data, datasets=datasets),
                 model=model,
+                loop=loop,
             )
 
         self._train("pre-train", "blip_pretrain", folder, config)
@@ -177,28 +186,13 @@ class Seed:
         kept = sources or ("web", "synthetic")
         return DatasetConfig(str(run), texts="pairs", sources=kept)
 
-    def repeated_web(self, run: Path) -> Callable[[], DatasetConfig]:
-        """The web as it came, an epoch of which shows as many texts as a run kept.
-
-        With `pretrain.loop.steps` for all, web and human texts are then seen as often as from the
-        run.
-
-        Source: BLIP, arXiv:2201.12086, Table 12.
-        """
-
-        def dataset() -> DatasetConfig:
-            counts = [commit.counts for commit in list_commits(str(run)).values()]
-            kept = sum(of["kept"] for c in counts for of in c["texts"].values())
-            return self.material.web_texts(weight=round(kept / sum(c["read"] for c in counts), 4))
-
-        return dataset
-
     def arm(
         self,
         name: str,
-        texts: DatasetConfig | Callable[[], DatasetConfig],
+        texts: DatasetConfig,
         *,
         start: Path | None = None,
+        as_long_as: DatasetConfig | None = None,
     ) -> Path:
         """Pre-train on an arm's texts and measure the model, if the arm is wanted.
 
@@ -206,7 +200,8 @@ class Seed:
         """
         folder = self.folder / name
         if name.partition("-")[0] in self.config.arms:
-            self._measure_model(name, self.pretrain(name, texts, start=start))
+            self.pretrain(name, texts, start=start, as_long_as=as_long_as)
+            self._measure_model(name, folder)
         return folder
 
     def measure_modules(self, name: str, captioner: Path, filter_: Path, run: Path) -> None:
@@ -252,3 +247,8 @@ class Seed:
 
     def _add(self, name: str, kind: str, do: Callable[[], bool]) -> None:
         self.agenda.add(f"seed {self.seed}: {name}", do, kind=kind)
+
+
+def _count(texts: DatasetConfig) -> int:
+    """How many texts there are to train on."""
+    return open_dataset("texts", texts).stock.size

@@ -76,6 +76,16 @@ def test_noise_ratio_that_falls_as_with_shared_weights_is_warned_of(
     assert ("**Warning**: round 2: the noise ratio fell from 20.0%" in page(results)) == is_warned
 
 
+@pytest.mark.parametrize(("second", "is_warned"), [(0.21, False), (0.12, True)])
+def test_noise_ratio_of_a_round_is_held_against_the_same_seeds_first(
+    second: float, is_warned: bool, tmp_path: Path
+) -> None:
+    for seed, ratio in enumerate((0.2, 0.45, 0.45)):
+        write(tmp_path, seed, "modules-1", noise_ratio=ratio)
+    write(tmp_path, 0, "modules-2", noise_ratio=second)
+    assert bool(read(tmp_path).warnings) == is_warned
+
+
 def test_page_has_percent_with_deviation_beside_the_papers_figures(out: Path) -> None:
     text = page(read(out))
     assert "| texts | C | F | IR@1 | BLIP TR@1 | BLIP IR@1 | BLIP B@4 | BLIP CIDEr |" in text
