@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from capfilt.config import CaptionConfig, ImageConfig, ScoringConfig
-from capfilt.models import beams, images, layout, sampling
+from capfilt.models import beams, images, med_layout, sampling
 from capfilt.models.captioner import BlipCaptioner
 from capfilt.models.filter import MatchFilter
 from capfilt.models.generation import generate
@@ -177,8 +177,8 @@ class Ours:
     ) -> None:
         names = Vocabulary(tokenizer, start=DEC, end=SEP, size=ENC + 1)
         identity = ModelIdentity("random", "0" * 64, "random weights")
-        self.model = _ours(captioner, CaptionModel, layout.captioner, precision, device)
-        self.matcher = _ours(filter_, MatchModel, layout.filter_, precision, device)
+        self.model = _ours(captioner, CaptionModel, med_layout.captioner, precision, device)
+        self.matcher = _ours(filter_, MatchModel, med_layout.filter_, precision, device)
         self.captioner = BlipCaptioner(self.model, names, identity, captions, seed=0)
         self.filter = MatchFilter(self.matcher, names, identity, ScoringConfig())
         self.device = torch.device(device)

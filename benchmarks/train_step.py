@@ -38,7 +38,7 @@ from transformers import BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from capfilt.data.batch import Batch
-from capfilt.models import layout
+from capfilt.models import med_layout
 from capfilt.models.vit import PIXEL_MEAN, PIXEL_STD
 from capfilt.train.blip import BlipConfig, BlipPretrain
 from capfilt.train.itc import ItcConfig
@@ -205,10 +205,10 @@ class Plain(nn.Module):
     def _take_weights_of(self, ours: BlipPretrain) -> None:
         config = ours.captioner.config
         sizes = (config.image.layers, config.text.layers)
-        encoder = layout.filter_(image_layers=sizes[0], text_layers=sizes[1]).release(
+        encoder = med_layout.filter_(image_layers=sizes[0], text_layers=sizes[1]).release(
             ours.matcher.model.state_dict()
         )
-        decoder = layout.captioner(image_layers=sizes[0], text_layers=sizes[1]).release(
+        decoder = med_layout.captioner(image_layers=sizes[0], text_layers=sizes[1]).release(
             ours.captioner.state_dict()
         )
         for module, tensors, root in (

@@ -21,12 +21,14 @@ from transformers import (
 )
 
 from capfilt.errors import ModelError
-from capfilt.models import checkpoint, layout
+from capfilt.models import checkpoint
 from capfilt.models.blip2 import PromptModel, QueryConfig, QueryMatchModel
 from capfilt.models.harmless import QUERY_TOKENIZER, read_json
 from capfilt.models.image_encoder import with_biases
+from capfilt.models.layout import Layout
 from capfilt.models.pretrained import fill_exactly
 from capfilt.models.qformer import QFormer, QFormerConfig
+from capfilt.models.qformer_layout import query_captioner, query_filter, query_transformer
 from capfilt.models.vit import resize_positions, vit_config
 from capfilt.models.vocabulary import Vocabulary
 
@@ -116,7 +118,7 @@ def load_query_match_model(
         model = QueryMatchModel(config)
     tensors = checkpoint.read_tensors(folder)
     size = query_config(settings).image.image_size
-    return _filled(model, match_layout(config), folder, tensors, size)
+    return _filled(model, query_filter(config), folder, tensors, size)
 
 
 def load_prompt_model(
@@ -133,7 +135,7 @@ def load_prompt_model(
     own = re.compile(rf"(?!{re.escape(_LANGUAGE)})")
     tensors = checkpoint.read_tensors(folder, own)
     size = query_config(settings).image.image_size
-    return _filled(model, prompt_layout(config), folder, tensors, size)
+    return _filled(model, query_captioner(config), folder, tensors, size)
 
 
 def load_new_prompt_model(
@@ -157,7 +159,7 @@ def load_new_prompt_model(
     with torch.device("meta"):
         model = PromptModel(config)
     size = query_config(settings).image.image_size
-    return _filled(model, prompt_layout(config), folder, tensors, size)
+    return _filled(model, query_captioner(config), folder, tensors, size)
 
 
 def load_qformer(folder: Path, settings: Any, *, queries: int = 32) -> QFormer:
@@ -175,7 +177,7 @@ def load_qformer(folder: Path, settings: Any, *, queries: int = 32) -> QFormer:
     """
     config = qformer_config(settings, queries)
     model = QFormer(config)
-    state = qformer_layout(config).collect(checkpoint.read_tensors(folder), str(folder))
+    state = query_transformer(config).collect(checkpoint.read_tensors(folder), str(folder))
     for name, parameter in model.named_parameters():
         if name not in state:
             state[name] = torch.empty_like(parameter).normal_(std=0.02)
@@ -239,7 +241,7 @@ def save_query_match_model(
         settings: Its `Blip2Config`.
         processor: `Blip2Processor`, or whatever saves tokenizer and image processor.
     """
-    tensors = match_layout(model.config).release(_state(model))
+    tensors = query_filter(model.config).release(_state(model))
     _save(tensors, folder, settings.to_dict(), checkpoint.BLIP2_FILTER, processor)
 
 
@@ -250,7 +252,7 @@ def save_captioner(
 
     Or as `InstructBlipForConditionalGeneration`, where its Q-Former reads text.
     """
-    tensors = prompt_layout(model.config).release(_state(model))
+    tensors = query_captioner(model.config).release(_state(model))
     tied = {name for name, _ in language.named_parameters(remove_duplicate=False)}
     state = dict(language.named_parameters())  # of tied ones the first
     state |= {name: x for name, x in language.state_dict().items() if name not in tied}
@@ -271,31 +273,8 @@ def has_tied_head(language: Any) -> bool:
 
 def save_qformer(model: QFormer, folder: Path, settings: Any) -> None:
     """Save a Q-Former as `Blip2QFormerModel`, which has neither queries nor embeddings."""
-    tensors = qformer_layout(model.config).release(_state(model))
+    tensors = query_transformer(model.config).release(_state(model))
     _save(tensors, folder, settings.to_dict(), checkpoint.BLIP2_QFORMER, None)
-
-
-def match_layout(config: QueryConfig) -> layout.Layout:
-    text = config.qformer
-    return layout.query_filter(
-        image_layers=config.image.layers, text_layers=text.layers, cross_every=text.cross_every
-    )
-
-
-def prompt_layout(config: QueryConfig) -> layout.Layout:
-    text = config.qformer
-    return layout.query_captioner(
-        image_layers=config.image.layers,
-        text_layers=text.layers,
-        cross_every=text.cross_every,
-        reads_text=text.reads_text,
-    )
-
-
-def qformer_layout(config: QFormerConfig) -> layout.Layout:
-    return layout.query_transformer(
-        text_layers=config.layers, cross_every=config.cross_every, reads_text=config.reads_text
-    )
 
 
 def _instructed(name: str) -> str:
@@ -306,7 +285,7 @@ def _instructed(name: str) -> str:
 
 
 def _filled(
-    model: Model, names: layout.Layout, folder: Path, tensors: dict[str, Tensor], size: int
+    model: Model, names: Layout, folder: Path, tensors: dict[str, Tensor], size: int
 ) -> Model:
     assert isinstance(model, QueryMatchModel | PromptModel)
     state, image = names.collect(with_biases(tensors), str(folder)), model.config.image

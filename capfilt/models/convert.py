@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipImageProcessorPil, BlipProcessor
 
 from capfilt.errors import ModelError
-from capfilt.models import checkpoint, layout
+from capfilt.models import checkpoint, med_layout
 from capfilt.models.harmless import made_from, open_folder
+from capfilt.models.layout import Layout
 from capfilt.models.load import blip_settings, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
 from capfilt.models.vit import resize_positions
@@ -160,8 +161,8 @@ def _empty(sizes: MedConfig, role: checkpoint.Role) -> CaptionModel | MatchModel
         return CaptionModel(sizes) if role == "captioner" else MatchModel(sizes)
 
 
-def _names(model: CaptionModel | MatchModel, *, original: bool = False) -> layout.Layout:
-    names = layout.captioner if isinstance(model, CaptionModel) else layout.filter_
+def _names(model: CaptionModel | MatchModel, *, original: bool = False) -> Layout:
+    names = med_layout.captioner if isinstance(model, CaptionModel) else med_layout.filter_
     sizes = model.config
     return names(image_layers=sizes.image.layers, text_layers=sizes.text.layers, original=original)
 

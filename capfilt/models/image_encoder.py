@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import Blip2VisionConfig, CLIPVisionConfig
 
 from capfilt.errors import ModelError
-from capfilt.models import checkpoint, layout
+from capfilt.models import checkpoint, vit_layout
 from capfilt.models.harmless import made_from, read_json
 from capfilt.models.vit import ViT, VitConfig, resize_positions, vit_config
 
@@ -55,7 +55,7 @@ def load_image_encoder(folder: Path, image_size: int) -> ViT:
         elif kind in _BLIP2:
             config = _config(Blip2VisionConfig(**_sizes(settings, Blip2VisionConfig)), image_size)
             tensors = with_biases(_tensors(folder))
-            state = layout.query_image(image_layers=config.layers).collect(tensors, str(folder))
+            state = vit_layout.query_image(image_layers=config.layers).collect(tensors, str(folder))
         else:
             raise ModelError(
                 f"{folder}: is a {kind}; a frozen image encoder is a CLIP's (CLIPVisionModel) or a "
@@ -106,7 +106,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _clip_state(tensors: dict[str, Tensor], config: VitConfig, folder: Path) -> dict[str, Tensor]:
-    names = layout.clip_image(image_layers=config.layers - 1)
+    names = vit_layout.clip_image(image_layers=config.layers - 1)
     state = {name: x.float() for name, x in names.collect(tensors, str(folder)).items()}
     width, ffn = config.width, config.ffn
     if ffn < 2 * width:

@@ -12,11 +12,12 @@ from torch import nn
 
 from capfilt.config import CaptionConfig, ScoringConfig
 from capfilt.errors import ModelError
-from capfilt.models import checkpoint, layout
+from capfilt.models import checkpoint, med_layout
 from capfilt.models.captioner import BlipCaptioner, Captioner
 from capfilt.models.clip import ClipFilter
 from capfilt.models.filter import Filter, MatchFilter
 from capfilt.models.harmless import made_from, open_folder, read_json
+from capfilt.models.layout import Layout
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig, SimilarityModel
 from capfilt.models.placement import Precision, check_fits, place, target
 from capfilt.models.text_transformer import TextConfig
@@ -112,7 +113,7 @@ def load_caption_model(
         config: In place of the checkpoint's own; positions are interpolated to its image size.
     """
     config = config or med_config(settings)
-    names = layout.captioner(image_layers=config.image.layers, text_layers=config.text.layers)
+    names = med_layout.captioner(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = CaptionModel(config)
     return _filled(model, names, folder, _grid(config, settings))
@@ -121,7 +122,7 @@ def load_caption_model(
 def load_match_model(folder: Path, settings: Any, config: MedConfig | None = None) -> MatchModel:
     """The module of a `BlipForImageTextRetrieval` folder; see `load_caption_model`."""
     config = config or med_config(settings)
-    names = layout.filter_(image_layers=config.image.layers, text_layers=config.text.layers)
+    names = med_layout.filter_(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = MatchModel(config)
     return _filled(model, names, folder, _grid(config, settings))
@@ -130,7 +131,7 @@ def load_match_model(folder: Path, settings: Any, config: MedConfig | None = Non
 def load_similarity_model(folder: Path, settings: Any) -> SimilarityModel:
     """The module of a `BlipModel` folder, in fp32 on the CPU."""
     config = replace(med_config(settings), embedding=settings.projection_dim)
-    names = layout.similarity(image_layers=config.image.layers, text_layers=config.text.layers)
+    names = med_layout.similarity(image_layers=config.image.layers, text_layers=config.text.layers)
     with torch.device("meta"):
         model = SimilarityModel(config)
     return _filled(model, names, folder)
@@ -188,7 +189,7 @@ def _grid(config: MedConfig, settings: Any) -> int | None:
     return None if size == settings.vision_config.image_size else size // config.image.patch_size
 
 
-def _filled(model: Model, names: layout.Layout, folder: Path, grid: int | None = None) -> Model:
+def _filled(model: Model, names: Layout, folder: Path, grid: int | None = None) -> Model:
     state = names.collect(checkpoint.read_tensors(folder), str(folder))
     if grid is not None:
         state["vit.positions"] = resize_positions(state["vit.positions"], grid)

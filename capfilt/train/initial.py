@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from capfilt.errors import ConfigError, ModelError
-from capfilt.models import checkpoint, layout
+from capfilt.models import checkpoint, med_layout, qformer_layout, vit_layout
 from capfilt.models.harmless import made_from, open_folder
 from capfilt.models.load import blip_settings, load_caption_model, load_match_model, med_config
 from capfilt.models.med import CaptionModel, MatchModel, MedConfig
@@ -68,7 +68,7 @@ def load_image_weights(vit: ViT, folder: str) -> None:
     if tensors.pop(token, None) is not None and positions in tensors:
         rows = tensors[positions]
         tensors[positions] = torch.cat([rows[:, :1], rows[:, 2:]], dim=1)
-    names = layout.image_net(image_layers=vit.config.layers, timm=timm)
+    names = vit_layout.image_net(image_layers=vit.config.layers, timm=timm)
     state = names.collect(tensors, folder)
     grid = vit.config.image_size // vit.config.patch_size
     state["vit.positions"] = resize_positions(state["vit.positions"], grid)
@@ -92,7 +92,7 @@ def load_text_weights(models: list[MatchModel | CaptionModel], folder: str) -> N
     tensors = _bert_tensors(folder)
     config = models[0].config.text
     head = any(name.startswith("cls.predictions.") for name in tensors)
-    names = layout.bert(text_layers=config.layers, head=head)
+    names = med_layout.bert(text_layers=config.layers, head=head)
     state = names.collect(tensors, folder)
     missing = config.vocabulary - len(state["text.words.weight"])
     if missing not in (0, 2):
@@ -119,7 +119,7 @@ def load_query_weights(model: QFormer, folder: str, head: LanguageHead | None = 
     """
     tensors = _bert_tensors(folder)
     has_head = head is not None and any(name.startswith("cls.predictions.") for name in tensors)
-    names = layout.bert_queries(text_layers=model.config.layers, head=has_head)
+    names = qformer_layout.bert_queries(text_layers=model.config.layers, head=has_head)
     state = names.collect(tensors, folder)
     found, wanted = len(state["words.weight"]), model.config.vocabulary
     if wanted - found not in (0, 1):

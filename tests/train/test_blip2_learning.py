@@ -28,7 +28,7 @@ from transformers import BertTokenizer, OPTConfig, OPTForCausalLM, PreTrainedTok
 from capfilt.config import ScoringConfig
 from capfilt.demo import tiny
 from capfilt.evaluate.labels import Curve
-from capfilt.models import layout
+from capfilt.models import vit_layout
 from capfilt.models.load import load_filter
 from capfilt.models.vit import ViT
 from capfilt.train import initial
@@ -123,7 +123,7 @@ def learned_encoder(folder: Path, steps: int = 600) -> Path:
         optimiser.step()
     make_vision_folder(folder)
     state = {f"vit.{name}": tensor.detach() for name, tensor in vit.named_parameters()}
-    tensors = layout.query_image(image_layers=IMAGE.layers).release(state)
+    tensors = vit_layout.query_image(image_layers=IMAGE.layers).release(state)
     save_file({name: x.clone() for name, x in tensors.items()}, folder / "model.safetensors")
     return folder
 
