@@ -68,19 +68,22 @@ class Figures:
         """R@1 of a filter both ways: `tr_r1` finds texts of images, `ir_r1` images of texts."""
         k_test = self._config.evaluate.k_test
 
+        scoring = to_dict(self._config.run.scoring)
+        asked = {key: scoring[key] for key in _OF_TEXTS}
+
         def measure() -> Values:
-            scoring = to_dict(self._config.run.scoring)
             found: Retrieval = catalog.stage("evaluate")["retrieval"](
                 str(folder),
                 self._material.evaluation,
                 self._material.evaluation_images,
                 k_test=k_test,
-                overrides=[f"scoring.{key}={scoring[key]}" for key in _OF_TEXTS],
+                overrides=[f"scoring.{key}={value}" for key, value in asked.items()],
             )
             ranking = found.itm or found.itc
             return {"tr_r1": ranking.image_to_text.r1, "ir_r1": ranking.text_to_image.r1}
 
-        self._once("retrieval", self._of(folder, "filter") | {"k_test": k_test}, measure)
+        of = self._of(folder, "filter") | {"k_test": k_test, "scoring": asked}
+        self._once("retrieval", of, measure)
 
     def captions(self, folder: Path, prompt: str, prefix: str = "") -> None:
         """BLEU-4 and CIDEr of a captioner and, in the emoji world, how many captions are true."""

@@ -54,10 +54,11 @@ class Results:
 
     @classmethod
     def read(cls, out: Path, config: BootstrapConfig) -> Results:
-        """Gather what has been measured so far."""
+        """Gather what has been measured so far of the arms and rounds that are wanted."""
         folders = {seed: out / f"seed-{seed}" / "figures" for seed in config.seeds}
         seeds = tuple(seed for seed, folder in folders.items() if any(folder.glob("*.json")))
         names = {path.stem for seed in seeds for path in folders[seed].glob("*.json")}
+        names = {name for name in names if _is_wanted(name, config)}
         found = {
             name: [Figures.read(folders[seed] / f"{name}.json") for seed in seeds]
             for name in sorted(names, key=_place)
@@ -86,6 +87,13 @@ class Results:
             for name in ("arms", "modules", "differences")
         }
         return {"seeds": list(self.seeds), **tables, "warnings": list(self.warnings)}
+
+
+def _is_wanted(name: str, config: BootstrapConfig) -> bool:
+    """Others may be there from before, measured in another way."""
+    arm, _, number = name.removeprefix(MODULES).partition("-")
+    is_arm = arm in config.arms and int(number or 1) <= config.rounds
+    return is_arm or (name.startswith(MODULES) and arm.isdigit() and int(arm) <= config.rounds)
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -58,6 +58,16 @@ def test_seed_that_lacks_an_arm_takes_no_part_in_its_differences(out: Path) -> N
     assert results.differences["both - raw"]["ir_r1"].values == pytest.approx((0.10, 0.12))
 
 
+def test_arms_and_rounds_that_are_not_wanted_are_left_out(out: Path) -> None:
+    write(out, 0, "both-2", ir_r1=0.7)
+    for name in ("1", "2", "shared"):
+        write(out, 0, f"modules-{name}", noise_ratio=0.2)
+    less = Results.read(out, resolve("seeds=[0, 1]", "arms=[raw, both]", "rounds=1"))
+    assert (list(less.arms), list(less.modules)) == (["raw", "both"], ["1"])
+    more = Results.read(out, resolve("seeds=[0, 1]", "arms=[raw, both, shared]"))
+    assert (list(more.arms), set(more.modules)) == (["raw", "both", "both-2"], {"1", "2", "shared"})
+
+
 def test_single_seed_has_no_deviation(tmp_path: Path) -> None:
     write(tmp_path, 0, "raw", ir_r1=0.5)
     results = read(tmp_path)
