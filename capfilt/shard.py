@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 
 from capfilt.record import Source
+
+_ID = "\0"  # in a place; no URL has it
 
 
 class Form(StrEnum):
@@ -23,12 +26,13 @@ class InputShard:
     """One shard of the input. `id` names its outputs: `data/<id>.tar`, `commits/<id>.json`.
 
     The id is the shard's path below the input's root without its ending, so it depends on nothing
-    but the name: not on a rank, an order or the other shards.
+    but the name: not on a rank, an order or the other shards. There may be 100,000 of them, so what
+    their URLs have in common is one string (`place_of`).
     """
 
     id: str
     form: Form
-    url: str
+    place: str  # the URL, in which a sign may stand for the id
     size_bytes: int
     version: str  # etag, else modification time; of a folder, a digest of its files' versions
     source: Source = Source.WEB
@@ -36,6 +40,21 @@ class InputShard:
     stop: int = 0
     images: str = ""  # PAIRS only: the folder that the JSON's image paths start from
     expected: int | None = None  # images that img2dataset's _stats.json promises
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self.place.replace(_ID, self.id)
+
+
+def place_of(url: str, shard_id: str) -> str:
+    """The place of a shard, one string for all whose URLs differ in their ids alone.
+
+    >>> place_of("s3://bucket/laion/00000.tar", "00000")
+    's3://bucket/laion/\\x00.tar'
+    """
+    head, found, tail = url.rpartition(shard_id)
+    return sys.intern(f"{head}{_ID}{tail}") if found else url
 
 
 def root_of(pattern: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -174,6 +175,29 @@ def list_outputs(output: str) -> dict[str, int]:
     }
 
 
+def sizes_of(output: str) -> Callable[[str], int | None]:
+    """What tells the size of a data or ledger file by its path relative to the output.
+
+    None for one that is not there. A local file is looked at when it is asked for, since there may
+    be 200,000 of them; a store's are listed now.
+
+    Raises:
+        InputError: The store cannot be reached.
+    """
+    local = files.local_path(output)
+    if local is None:
+        return list_outputs(output).get
+    root = str(local)
+
+    def size(path: str) -> int | None:
+        try:
+            return os.stat(f"{root}/{path}").st_size  # noqa: PTH116 - a Path takes as long again
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    return size
+
+
 def encode(record: Any) -> bytes:
     """A dataclass or mapping as canonical JSON: sorted keys, one per line, a newline at the end."""
     tree = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record  # type: ignore[arg-type]
@@ -186,14 +210,17 @@ def _write(url: str, record: Commit | Failure) -> None:
 
 def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> Iterator[RecordT]:
     place = files.join(output, folder)
-    urls = [entry.url for entry in files.find(place) if entry.name.endswith(".json")]
+    names = [name for name in files.find_names(place) if name.endswith(".json")]
+
+    def read(name: str) -> RecordT:
+        return _read(files.join(place, name), parse)
+
     if files.local_path(place):  # nothing to wait for
-        yield from (_read(url, parse) for url in urls)
+        yield from map(read, names)
         return
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(urls), _AT_ONCE):
-            part = urls[start : start + _AT_ONCE]
-            yield from pool.map(lambda url: _read(url, parse), part)
+        for start in range(0, len(names), _AT_ONCE):
+            yield from pool.map(read, names[start : start + _AT_ONCE])
 
 
 def _read(url: str, parse: Callable[[Any], RecordT]) -> RecordT:

@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,20 @@ _LOCAL = LocalFileSystem()
 class Entry:
     """One file or folder of a listing."""
 
-    url: str
-    name: str  # relative to what was listed
+    root: str  # what was listed, with a slash: one string for all of a listing
+    name: str  # relative to that
     is_folder: bool
     size_bytes: int
-    version: str  # etag where the store has one, else the modification time
+    changed: int | str  # when, in nanoseconds; a store's etag, or whatever it has
+
+    @property
+    def url(self) -> str:
+        return self.root + self.name
+
+    @property
+    def version(self) -> str:
+        """The etag where the store has one, else the modification time."""
+        return f"mtime:{self.changed}" if isinstance(self.changed, int) else self.changed
 
 
 def local_path(url: str) -> Path | None:
@@ -183,12 +192,12 @@ def info(url: str) -> Entry | None:
         InputError: The store cannot be reached or denies access.
     """
     fs, path = resolve(url)
-    name = url.rstrip("/").rpartition("/")[2]
+    root, slash, name = url.rstrip("/").rpartition("/")
     with storage_errors(url):
         try:
             if isinstance(fs, LocalFileSystem):
-                return _local_entry(Path(path), url, name)
-            return _entry(fs.info(path), url, name)
+                return _local_entry(Path(path).stat(), root + slash, name)
+            return _entry(fs.info(path), root + slash, name)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -200,15 +209,18 @@ def list_folder(url: str) -> list[Entry]:
         InputError: The folder is missing or cannot be listed.
     """
     fs, path = resolve(url)
+    root = join(url, "")
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
-            found = _local_entries(Path(path).iterdir(), Path(path), url)
+            with os.scandir(path) as listing:
+                seen = ((each.name, _stat_of(each)) for each in listing)
+                found = [_local_entry(stats, root, name) for name, stats in seen if stats]
         else:
             found = []
             for detail in fs.ls(path, detail=True):
                 name = str(detail["name"]).rstrip("/").rpartition("/")[2]
                 if name and str(detail["name"]).rstrip("/") != path.rstrip("/"):
-                    found.append(_entry(detail, join(url, name), name))
+                    found.append(_entry(detail, root, name))
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -219,14 +231,34 @@ def find(url: str) -> list[Entry]:
         InputError: The store cannot be reached or denies access.
     """
     fs, path = resolve(url)
+    root = join(url, "")
     with storage_errors(url):
         if isinstance(fs, LocalFileSystem):
-            found = list(_local_files(path, url.rstrip("/"), ""))
+            seen = ((name, _stat_of(each)) for name, each in _local_files(path))
+            entries = [_local_entry(stats, root, name) for name, stats in seen if stats]
+            found = [entry for entry in entries if not entry.is_folder]
         else:
             details = fs.find(path, detail=True)
             names = {file: file.removeprefix(path).lstrip("/") for file in details}
-            found = [_entry(details[f], join(url, name), name) for f, name in names.items() if name]
+            found = [_entry(details[file], root, name) for file, name in names.items() if name]
     return sorted(found, key=lambda entry: entry.name)
+
+
+def find_names(url: str) -> list[str]:
+    """The names that `find` gives; local files are not asked for more, of which there may be many.
+
+    Raises:
+        InputError: The store cannot be reached or denies access.
+    """
+    local = local_path(url)
+    if local is None:
+        return [entry.name for entry in find(url)]
+    with storage_errors(url):
+        return sorted(
+            name
+            for name, each in _local_files(str(local))
+            if each.is_file(follow_symlinks=False) or Path(each).is_file()
+        )
 
 
 def glob(pattern: str) -> list[str]:
@@ -314,37 +346,28 @@ def _open_local(path: str) -> BinaryIO:
     return file
 
 
-def _local_entries(paths: Iterable[Path], folder: Path, url: str) -> list[Entry]:
-    found = []
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        try:
-            found.append(_local_entry(path, join(url, name), name))
-        except OSError as error:
-            if not _is_nothing(error):
-                raise
-    return found
-
-
-def _local_files(folder: str, url: str, below: str) -> Iterator[Entry]:
-    """Every file below a folder; as `os.scandir` has it, since there may be 100,000."""
+def _local_files(folder: str, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies below a folder and is none, by its name from there; there may be 100,000."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:  # of a folder that is not there, or no more
+        listing = os.scandir(folder)
+    except FileNotFoundError:  # it is not there, or no more
         return
-    for entry in entries:
-        name, place = below + entry.name, f"{url}/{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _local_files(entry.path, place, f"{name}/")
-            continue
-        try:
-            found = entry.stat()
-        except OSError as error:
-            if _is_nothing(error):
-                continue
-            raise
-        if not stat.S_ISDIR(found.st_mode):
-            yield Entry(place, name, False, found.st_size, f"mtime:{found.st_mtime_ns}")
+    with listing:
+        for each in listing:
+            if each.is_dir(follow_symlinks=False):
+                yield from _local_files(each.path, f"{below}{each.name}/")
+            else:
+                yield below + each.name, each
+
+
+def _stat_of(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Of a link's target: that is what will be read. None where nothing is there any more."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if _is_nothing(error):
+            return None
+        raise
 
 
 def _is_nothing(error: OSError) -> bool:
@@ -352,13 +375,12 @@ def _is_nothing(error: OSError) -> bool:
     return error.errno in (errno.ENOENT, errno.ELOOP)
 
 
-def _local_entry(path: Path, url: str, name: str) -> Entry:
-    found = path.stat()  # of a link's target: that is what will be read
+def _local_entry(found: os.stat_result, root: str, name: str) -> Entry:
     is_folder = stat.S_ISDIR(found.st_mode)
-    return Entry(url, name, is_folder, found.st_size, f"mtime:{found.st_mtime_ns}")
+    return Entry(root, name, is_folder, found.st_size, found.st_mtime_ns)
 
 
-def _entry(detail: dict[str, Any], url: str, name: str) -> Entry:
+def _entry(detail: dict[str, Any], root: str, name: str) -> Entry:
     version = ""
     for field in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
         if detail.get(field):
@@ -369,7 +391,7 @@ def _entry(detail: dict[str, Any], url: str, name: str) -> Entry:
             version = f"{kind}:{str(value).strip(chr(34))}"
             break
     is_folder = detail["type"] == "directory"
-    return Entry(url, name, is_folder, int(detail.get("size") or 0), version)
+    return Entry(root, name, is_folder, int(detail.get("size") or 0), version)
 
 
 def _storage_exceptions() -> tuple[type[BaseException], ...]:

@@ -27,7 +27,7 @@ from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
 from capfilt.io.reader import read_samples
 from capfilt.jsontree import parse_json
 from capfilt.record import Source
-from capfilt.shard import Form, InputShard, root_of, shard_id
+from capfilt.shard import Form, InputShard, place_of, root_of, shard_id
 
 __all__ = ["Inputs", "find_shards", "human_shards", "read_samples"]
 
@@ -69,10 +69,10 @@ def find_shards(
         place = files.join(place, "data")
     shards: dict[str, InputShard] = {}
     unfinished = []
-    found = {name: shard for name, shard in _with_ids(place, url).items() if name not in known}
+    found = _with_ids(place, url)
     with ThreadPoolExecutor(REQUESTS) as pool:
         for shard, finished in chain.from_iterable(
-            pool.map(_input_shard, *zip(*some, strict=True)) for some in _spans(found.items())
+            _looked_at(pool, some) for some in _spans(found, known)
         ):
             if with_stats and shard.expected is None:
                 finished = False
@@ -128,7 +128,8 @@ def human_shards(
     if found.unfinished:
         raise InputError(f"{url}: unfinished shards, e.g. {found.unfinished[0]}")
     return tuple(
-        replace(shard, id=f"human-{shard.id}", source=Source.HUMAN) for shard in found.shards
+        replace(shard, id=f"human-{shard.id}", place=shard.url, source=Source.HUMAN)
+        for shard in found.shards
     )
 
 
@@ -219,11 +220,20 @@ def _search_listing(folder: Folder) -> tuple[list[Found], list[Folder]]:
     return found, others
 
 
-def _spans(items: Iterable[tuple[str, Found]]) -> Iterator[list[tuple[str, Found]]]:
-    """Some at a time: a pool holds a kilobyte for each call that it is asked for."""
-    rest = iter(items)
-    while some := list(islice(rest, _LOOKS)):
+def _spans(found: dict[str, Found], known: Container[str]) -> Iterator[list[tuple[str, Found]]]:
+    """Some at a time, which `found` has no more: of 100,000 the shards take its place in memory."""
+    wanted = (name for name in list(found) if name not in known)
+    while some := [(name, found.pop(name)) for name in islice(wanted, _LOOKS)]:
         yield some
+
+
+def _looked_at(
+    pool: ThreadPoolExecutor, some: list[tuple[str, Found]]
+) -> Iterable[tuple[InputShard, bool]]:
+    """Shards, and whether each is finished; in the pool where there is a store or a file to ask."""
+    if any(found.stats or not found.entry.version for _, found in some):
+        return pool.map(_input_shard, *zip(*some, strict=True))
+    return (_input_shard(name, found) for name, found in some)
 
 
 def _input_shard(name: str, found: Found) -> tuple[InputShard, bool]:
@@ -232,9 +242,8 @@ def _input_shard(name: str, found: Found) -> tuple[InputShard, bool]:
     if not entry.version:  # the listing of a web server says nothing
         entry = files.info(entry.url) or entry
     expected = _successes(found.stats) if found.stats else None
-    shard = InputShard(
-        name, found.form, entry.url, entry.size_bytes, entry.version, expected=expected
-    )
+    place = place_of(entry.url, name)
+    shard = InputShard(name, found.form, place, entry.size_bytes, entry.version, expected=expected)
     return shard, found.finished and (found.stats is None or expected is not None)
 
 

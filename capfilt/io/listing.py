@@ -117,4 +117,5 @@ class Folder:
         for entry in self.entries.values():
             digest.update(f"{entry.name}\n{entry.size_bytes}\n{entry.version}\n".encode())
             size_bytes += entry.size_bytes
-        return Entry(self.url, name, True, size_bytes, f"listing:{digest.hexdigest()[:32]}")
+        root = self.url.removesuffix(name)
+        return Entry(root, name, True, size_bytes, f"listing:{digest.hexdigest()[:32]}")

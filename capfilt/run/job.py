@@ -11,7 +11,7 @@ from itertools import chain
 from capfilt.config import RunConfig
 from capfilt.errors import ConfigError, InputError
 from capfilt.io import files
-from capfilt.io.commits import list_failures, list_outputs, read_commits, remove_failure
+from capfilt.io.commits import list_failures, read_commits, remove_failure, sizes_of
 from capfilt.io.inputs import Inputs, find_shards, human_shards
 from capfilt.io.lease import Lease
 from capfilt.io.outputs import FAILURES
@@ -81,7 +81,7 @@ def _find(where: Where) -> Inputs:
 def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) -> Summary:
     """What follows once OUTPUT is this process's own."""
     commits = read_commits(where.output)
-    plan = make_plan(inputs.shards, commits, task.fingerprint, list_outputs(where.output))
+    plan = make_plan(inputs.shards, commits, task.fingerprint, sizes_of(where.output))
     if where.address is not None:
         from capfilt.cluster import connect
 

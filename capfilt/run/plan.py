@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from capfilt.io.commits import Commit
@@ -34,7 +34,7 @@ def make_plan(
     shards: Sequence[InputShard],
     commits: Iterable[Commit],
     fingerprint: str,
-    sizes: Mapping[str, int],
+    size_of: Callable[[str], int | None],
 ) -> Plan:
     """Compare input, commits and the files that are there.
 
@@ -42,7 +42,8 @@ def make_plan(
         shards: Of the input.
         commits: Of the output. Each is let go when it is looked at: there may be 100,000.
         fingerprint: Of the run to come.
-        sizes: Of the output's data and ledger files in bytes, by path relative to the output.
+        size_of: Tells the bytes of a data or ledger file by its path relative to the output; None
+            for one that is not there.
 
     An input counts as unchanged when its size and version (etag or modification time) are; where
     it lies may change, so a data set can be mounted elsewhere, or moved with its times kept.
@@ -60,7 +61,7 @@ def make_plan(
             plan.stale.append(shard)
             if not same_input:
                 plan.changed_inputs.append(shard.id)
-        elif all(sizes.get(path) == file.size_bytes for path, file in commit.outputs.items()):
+        elif all(size_of(path) == file.size_bytes for path, file in commit.outputs.items()):
             plan.done += 1
             plan.tally.merge(Tally.from_dict(commit.counts))
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt.errors import CapfiltError, InputError
-from capfilt.io.commits import Failure, list_commits, list_failures, list_outputs
+from capfilt.io.commits import Failure, list_commits, list_failures, sizes_of
 from capfilt.io.inputs import find_shards, human_shards
 from capfilt.run.manifest import Manifest
 from capfilt.run.plan import make_plan
@@ -75,7 +75,7 @@ def status(output_url: str) -> Status:
         shards = inputs.shards
         if manifest.human is not None:
             shards += human_shards(manifest.human, manifest.human_images)
-        plan = make_plan(shards, commits.values(), manifest.fingerprint, list_outputs(output_url))
+        plan = make_plan(shards, commits.values(), manifest.fingerprint, sizes_of(output_url))
         pending = sum(shard.id not in failures for shard in (*plan.todo, *plan.damaged))
         damaged_ids = {shard.id for shard in plan.damaged}
         unfinished = len(inputs.unfinished)

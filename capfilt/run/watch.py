@@ -99,7 +99,7 @@ class Arrivals:
         output = self._where.output
         commits = [c for c in (read_commit(output, shard.id) for shard in shards) if c is not None]
         sizes = {path: file.size_bytes for c in commits for path, file in c.outputs.items()}
-        plan = make_plan(shards, commits, self._task.fingerprint, sizes)
+        plan = make_plan(shards, commits, self._task.fingerprint, sizes.get)
         if self._where.overwrite:
             return [Work(s) for s in plan.todo] + [Work(s, redo=True) for s in plan.stale]
         for shard in plan.stale:

@@ -27,7 +27,7 @@ from capfilt.io.tar import tar_key
 from capfilt.record import Sample, Source
 from capfilt.run.manifest import Manifest
 from capfilt.select.rows import read_rows
-from capfilt.shard import Form, InputShard
+from capfilt.shard import Form, InputShard, place_of
 
 CUT_OF = "cut_of"  # in a manifest's `decisive`: the fingerprint of what a cut was made from
 RULES_ON_IMAGES = ("where", "exclude", "dedupe_images")  # of a manifest's selection
@@ -125,7 +125,8 @@ class Origin:
             )
         size_bytes, version = self.sizes[path]
         form = _FORMS[path.rpartition(".")[2]]
-        return InputShard(shard_id, form, files.join(self.url, path), size_bytes, version)
+        place = place_of(files.join(self.url, path), shard_id)
+        return InputShard(shard_id, form, place, size_bytes, version)
 
     def data_path(self, shard_id: str) -> str:
         """Where a shard's data lie, relative to the OUTPUT."""

@@ -12,7 +12,7 @@ from capfilt.config import OutputConfig
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
 from capfilt.io import files
-from capfilt.io.commits import list_outputs, read_commits
+from capfilt.io.commits import read_commits, sizes_of
 from capfilt.io.lease import Lease
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
@@ -144,7 +144,7 @@ def select(
     manifest = _manifest(survey, output)
     with Lease(output_url, "capfilt select") as lease:
         commits = read_commits(output_url)
-        plan = make_plan(origin.shards(), commits, manifest.fingerprint, list_outputs(output_url))
+        plan = make_plan(origin.shards(), commits, manifest.fingerprint, sizes_of(output_url))
         manifest.settle(output_url, plan, overwrite=overwrite)
         clean_temporary(output_url)
         works = plan.works()

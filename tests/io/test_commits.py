@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from capfilt.errors import CommitError
-from capfilt.io import files
+from capfilt.io import files, publish
 from capfilt.io.commits import (
     Commit,
     Failure,
@@ -18,6 +18,7 @@ from capfilt.io.commits import (
     read_commit,
     remove_commit,
     remove_failure,
+    sizes_of,
     write_commit,
     write_failure,
 )
@@ -59,6 +60,14 @@ def test_list_commits_sees_what_another_writer_did(place: str) -> None:
     remove_commit(place, "0")
     remove_commit(place, "0")
     assert list(list_commits(place)) == ["1"]
+
+
+def test_sizes_are_those_of_the_files_that_are_there(place: str) -> None:
+    publish.write_bytes(files.join(place, "data/a/0.tar"), b"123")
+    size_of = sizes_of(place)
+    assert size_of("data/a/0.tar") == 3
+    assert size_of("data/1.tar") is None
+    assert size_of("data/a/0.tar/b") is None
 
 
 def test_list_commits_of_many(tmp_path: Path) -> None:

@@ -183,6 +183,21 @@ def test_find_below_a_folder_names_are_relative(place: str) -> None:
 
 def test_find_nowhere_is_empty(place: str) -> None:
     assert files.find(files.join(place, "nowhere")) == []
+    assert files.find_names(files.join(place, "nowhere")) == []
+
+
+def test_find_names_are_those_of_find(place: str) -> None:
+    for name in ("x/a.json", "x-y.json", "b.json"):
+        publish.write_bytes(files.join(place, name), b"1")
+    assert files.find_names(place) == ["b.json", "x-y.json", "x/a.json"]
+
+
+def test_find_passes_over_links_to_nothing_and_to_folders(tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_text("{}")
+    for name, target in (("1.json", "0.json"), ("2.json", "2.json"), ("3", "."), ("4", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    assert [entry.name for entry in files.find(str(tmp_path))] == ["0.json", "1.json"]
+    assert files.find_names(str(tmp_path)) == ["0.json", "1.json"]
 
 
 def test_version_of_a_rewritten_file_changes(place: str) -> None:
