@@ -31,10 +31,11 @@ from capfilt.demo.tiny import make_captioner, make_filter
 from capfilt.io.inputs import find_shards
 from capfilt.io.reader import read_samples
 from capfilt.models import images
+from capfilt.run.device import one_thread_per_operation
 from capfilt.run.flow import in_order
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
-from capfilt.run.worker import Worker, one_thread_per_operation
+from capfilt.run.worker import Worker
 
 
 def make_shard(path: Path, count: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from capfilt.errors import CommitError, ConfigError, InputError, ModelError
 from capfilt.io.commits import Commit
 from capfilt.logs import about
+from capfilt.run.device import peak_bytes
 from capfilt.run.engine import one_line
 from capfilt.run.meter import Reading
 from capfilt.run.task import Task
@@ -116,7 +117,7 @@ def _probe(worker: Worker, drawn: Sequence[InputShard], *, load_s: float) -> Pro
         images_per_s=pace.images_per_s(),
         device=worker.device,
         batch_size=worker.batch_size,
-        peak_bytes=worker.peak_bytes(),
+        peak_bytes=peak_bytes(),
         load_s=load_s,
         busy_share=pace.busy_share(),
         output_bytes=sum(file.size_bytes for file in outputs),

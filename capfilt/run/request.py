@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from capfilt.config import NONE, RunConfig
+from capfilt.config import RunConfig
 from capfilt.io import files
 from capfilt.io.likeness import EvaluationSet
 from capfilt.record import ModelIdentity
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.where import Where
 
@@ -47,22 +48,6 @@ def task_of(config: RunConfig, output_url: str) -> Task:
     models = inspect_models(config)
     excluded = EvaluationSet.load(config.images.exclude) if config.images.exclude else None
     return Task(_settled(config, models), models, output_url, excluded)
-
-
-def inspect_models(config: RunConfig) -> dict[str, ModelIdentity]:
-    """Which weights the config's checkpoints hold, by role; nothing is loaded onto a device.
-
-    Raises:
-        ModelError: A checkpoint is missing, of another class, or unsafe to load.
-    """
-    from capfilt.models.checkpoint import inspect
-
-    found = {}
-    if config.captioner != NONE:
-        found["captioner"] = inspect(config.captioner, "captioner")
-    if config.filter != NONE:
-        found["filter"] = inspect(config.filter, "filter")
-    return found
 
 
 def _settled(config: RunConfig, models: Mapping[str, ModelIdentity]) -> RunConfig:

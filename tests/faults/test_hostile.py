@@ -28,7 +28,7 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import Reason
 from capfilt.run.job import run
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.summary import Summary
 from capfilt.run.verify import verify
 from capfilt.run.where import Where

@@ -28,10 +28,11 @@ from capfilt.models.checkpoint import CAPTIONER, PROMPTS
 from capfilt.models.images import PixelSpec
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.record import ModelIdentity
-from capfilt.run.request import inspect_models
+from capfilt.run.device import CPU_BATCH
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
-from capfilt.run.worker import CPU_BATCH, Worker
+from capfilt.run.worker import Worker
 from tests.faults.conftest import EVERY, IMAGES, Undisturbed, command, complete, local
 from tests.run.conftest import hashes, write_shard
 

@@ -12,7 +12,7 @@ import pytest
 from capfilt.config import resolve
 from capfilt.errors import ModelError
 from capfilt.run.manifest import Manifest
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from tests import blip2_checkpoints
 from tests.run.conftest import hashes, ledger_rows, local, tar_samples

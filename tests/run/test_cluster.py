@@ -20,7 +20,7 @@ from capfilt.errors import ConfigError
 from capfilt.io.inputs import find_shards
 from capfilt.run.engine import Done, GaveUp, Outcome, Work
 from capfilt.run.job import run
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
 from capfilt.run.where import Where

@@ -7,7 +7,7 @@ from capfilt.config import RunConfig
 from capfilt.io.inputs import find_shards
 from capfilt.run.engine import Done, Inbox, Work
 from capfilt.run.local import LocalEngine
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.shard import Form, InputShard
 from tests.run.conftest import commits

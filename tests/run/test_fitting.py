@@ -16,7 +16,7 @@ from capfilt.config import RunConfig
 from capfilt.io.inputs import find_shards
 from capfilt.models.load import load_captioner, load_filter
 from capfilt.run.fitting import GROW_AFTER, Fitting, limit_memory
-from capfilt.run.request import inspect_models
+from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 from tests.run.conftest import ledger_rows

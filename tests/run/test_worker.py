@@ -10,8 +10,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capfilt.config import RunConfig, resolve
-from capfilt.errors import CommitError, InputError, ModelError
+from capfilt.config import resolve
+from capfilt.errors import CommitError
 from capfilt.io import lease
 from capfilt.io.commits import list_commits, remove_commit
 from capfilt.io.inputs import find_shards
 from capfilt.models.images import PixelSpec
 from capfilt.record import ModelIdentity, Score
 from capfilt.run.attempt import Attempt
-from capfilt.run.flow import ahead
-from capfilt.run.request import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 
@@ -207,50 +204,6 @@ def test_worker_reads_and_writes_while_its_models_work(tmp_path: Path) -> None:
     assert min(shares) < 2.6, shares  # 2 where all is hidden, 3 where nothing is
 
 
-def test_ahead_keeps_order_and_bounds_how_far_it_runs() -> None:
-    produced: list[int] = []
-
-    def numbers() -> Iterator[int]:
-        for i in range(20):
-            produced.append(i)
-            yield i
-
-    with ahead(numbers(), depth=2) as items:
-        assert next(items) == 0
-        time.sleep(0.3)
-        assert len(produced) <= 5
-        assert list(items) == list(range(1, 20))
-
-
-def test_ahead_hands_over_the_error_after_what_came_before_it() -> None:
-    def failing() -> Iterator[int]:
-        yield 1
-        raise InputError("shard 7: truncated")
-
-    with ahead(failing(), depth=2) as items:
-        assert next(items) == 1
-        with pytest.raises(InputError, match="shard 7"):
-            next(items)
-
-
-def test_ahead_stops_its_thread_when_the_consumer_leaves() -> None:
-    closed = threading.Event()
-
-    def endless() -> Iterator[int]:
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.set()
-
-    source = endless()
-    with ahead(source, depth=2) as items:
-        next(items)
-    assert not [t for t in threading.enumerate() if t.name == "read"]
-    source.close()
-    assert closed.is_set()
-
-
 FROZEN = """
 import sys
 from pathlib import Path
@@ -312,16 +265,3 @@ def test_worker_whose_lease_is_lost_while_it_publishes_does_not_commit(tmp_path:
         with pytest.raises(CommitError, match="another has taken over, somebody"):
             worker.process(shard, attempt=Late())
     assert list_commits(str(tmp_path / "out")) == {}
-
-
-@pytest.mark.parametrize("role", ["captioner", "filter"])
-def test_worker_that_finds_other_weights_than_the_driver_is_refused(
-    role: str, config: RunConfig, tmp_path: Path
-) -> None:
-    """A node with another checkpoint under the same name; its shards would be another run's."""
-    models = inspect_models(config)
-    Worker.load(Task(config, models, str(tmp_path)), cpus=1).close()
-    models[role] = replace(models[role], sha256="0" * 64)
-    found = rf"^{role} .* there are other weights \(sha256 \w{{12}}\) than the driver's \(0{{12}}\)"
-    with pytest.raises(ModelError, match=found):
-        Worker.load(Task(config, models, str(tmp_path)), cpus=1)
