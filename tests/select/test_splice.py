@@ -81,7 +81,7 @@ def test_splice_reads_from_a_store_as_from_a_file(tmp_path: Path) -> None:
     store.pipe_file(path, Path(shard.url).read_bytes())
     kept = [True, False, True]
     cut(
-        replace(shard, url=f"memory://{tmp_path.name}/old.tar"),
+        replace(shard, place=f"memory://{tmp_path.name}/old.tar"),
         list("abc"),
         tmp_path / "new.tar",
         kept=kept,
