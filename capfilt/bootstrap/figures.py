@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from capfilt import catalog
 from capfilt.bootstrap.config import BootstrapConfig
 from capfilt.bootstrap.material import Material
-from capfilt.demo.checker import is_true
+from capfilt.demo.checker import is_true, parse
 from capfilt.demo.dataset import read_truth
 from capfilt.demo.scene import Scene
 from capfilt.demo.world import Picture
@@ -128,8 +128,12 @@ class Figures:
         self._once("matching", self._of(folder, "filter") | pairs, measure)
 
     def harvest(self, run: Path) -> None:
-        """What a run kept of the web's texts and of its captions and, in the emoji world, whether
-        they are true: `web_true` of all, `web_kept_true` of those that were kept."""
+        """What a run kept of the web's texts and of its captions.
+
+        In the emoji world also how much of it is true (`web_true` of all, `web_kept_true` of those
+        that were kept), and how much names only things that are there (`web_things`), whatever it
+        says of them.
+        """
         manifest = Manifest.read(str(run))
         of = {"run": manifest and manifest.fingerprint, "shards": len(list_commits(str(run)))}
         self._once("harvest", of, lambda: self._harvest(run))
@@ -144,8 +148,8 @@ class Figures:
                     if row["verdict"] == Verdict.FAILED:
                         continue
                     seen = ["all", "kept"] if row["verdict"] == Verdict.KEPT else ["all"]
-                    if pictures and _is_true(row, pictures[row["key"]]):
-                        seen += [f"{name} true" for name in seen]
+                    said = _judge(row, pictures[row["key"]]) if pictures else ()
+                    seen += [f"{name} {merit}" for name in seen for merit in said]
                     counts.update((Source(row["source"]), name) for name in seen)
         return _shares(counts, has_truth=bool(pictures))
 
@@ -179,10 +183,22 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(files.read_bytes(str(path))) if path.exists() else {}
 
 
-def _is_true(row: Mapping[str, Any], picture: Picture) -> bool:
+def _judge(row: Mapping[str, Any], picture: Picture) -> Iterator[str]:
+    """Whether a text is `true`, and whether all `things` that it names are there."""
     if row["source"] == Source.WEB:
-        return picture.web.kind == "true"
-    return is_true(row["text"] or "", picture.scene)
+        web = picture.web
+        holds = web.kind == "true"
+        has_things = holds or (web.kind == "lie" and web.wrong != "noun")
+    else:
+        claim = parse(row["text"] or "")
+        if claim is None:
+            return
+        holds = claim.holds(picture.scene)
+        has_things = all(picture.scene.group(mention.noun) for mention in claim.mentions)
+    if holds:
+        yield "true"
+    if has_things:
+        yield "things"
 
 
 def _shares(counts: Counter[tuple[Source, str]], *, has_truth: bool) -> Values:
@@ -194,7 +210,8 @@ def _shares(counts: Counter[tuple[Source, str]], *, has_truth: bool) -> Values:
         "noise_ratio": 1 - kept[synthetic] / counts[synthetic, "all"],
     }
     for source in (web, synthetic) if has_truth else ():
-        values[f"{source}_true"] = counts[source, "all true"] / counts[source, "all"]
-        if kept[source]:
-            values[f"{source}_kept_true"] = counts[source, "kept true"] / kept[source]
+        for merit in ("true", "things"):
+            values[f"{source}_{merit}"] = counts[source, f"all {merit}"] / counts[source, "all"]
+            if kept[source]:
+                values[f"{source}_kept_{merit}"] = counts[source, f"kept {merit}"] / kept[source]
     return values

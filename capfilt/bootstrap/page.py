@@ -40,10 +40,14 @@ _MODULE_TITLES = {
     "captions_true": "captions true",
     "cider": "CIDEr",
     "web_true": "web texts true",
+    "web_things": "with the right things",
     "web_kept": "web texts kept",
     "web_kept_true": "kept web texts true",
+    "web_kept_things": "with the right things",
     "synthetic_true": "captions of the web true",
+    "synthetic_things": "with the right things",
     "synthetic_kept_true": "kept captions true",
+    "synthetic_kept_things": "with the right things",
 }
 
 

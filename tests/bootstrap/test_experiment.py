@@ -161,6 +161,12 @@ def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> Non
     assert found["web_kept"] == kept["web", "kept"] / 96
     assert found["noise_ratio"] == pytest.approx(kept["synthetic", "dropped"] / 96)
     assert found["web_true"] == pytest.approx(sum(of_web) / 96)
+    things = [
+        p.web.kind == "true" or p.web.wrong in ("count", "colour", "relation")
+        for p in pictures.values()
+    ]
+    assert found["web_things"] == pytest.approx(sum(things) / 96)
+    assert found["web_things"] > found["web_true"]
     assert {"auc", "auc_lie", "auc_junk", "auc_other", "captions_true"} <= found.keys()
     assert set(results.modules) == {"1", "2", "shared"}
 
