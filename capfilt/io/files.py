@@ -162,6 +162,17 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         return bytes(fs.cat_file(path, start=start, end=stop))
 
 
+def read_chunks(url: str) -> Iterator[bytes]:
+    """A file from its start to its end, a mebibyte at a time.
+
+    Raises:
+        InputError: The file is missing or cannot be reached.
+    """
+    with open_read(url) as file, storage_errors(url):
+        while chunk := file.read(2**20):
+            yield chunk
+
+
 def digest(url: str) -> tuple[int, str]:
     """Size in bytes and sha256 of a file, read from its start to its end.
 
@@ -169,10 +180,9 @@ def digest(url: str) -> tuple[int, str]:
         InputError: The file is missing or cannot be reached.
     """
     size_bytes, sha256 = 0, hashlib.sha256()
-    with open_read(url) as file, storage_errors(url):
-        while chunk := file.read(2**20):
-            size_bytes += len(chunk)
-            sha256.update(chunk)
+    for chunk in read_chunks(url):
+        size_bytes += len(chunk)
+        sha256.update(chunk)
     return size_bytes, sha256.hexdigest()
 
 

@@ -16,7 +16,7 @@ from capfilt.config import ImageConfig, OutputConfig
 from capfilt.cut import Mask, Rows, ScoreName
 from capfilt.errors import ConfigError, InputError
 from capfilt.io import files, outputs
-from capfilt.io.commits import Commit, list_commits
+from capfilt.io.commits import Commit, OutputRecord, list_commits
 from capfilt.io.fields import OURS
 from capfilt.io.inputs import is_unchanged
 from capfilt.io.ledger import read_ledger_columns
@@ -131,6 +131,10 @@ class Origin:
     def data_path(self, shard_id: str) -> str:
         """Where a shard's data lie, relative to the OUTPUT."""
         return next(p for p in self.commits[shard_id].outputs if p.startswith("data/"))
+
+    def data_record(self, shard_id: str) -> OutputRecord:
+        """Size and checksum of a shard's data, as they were committed."""
+        return self.commits[shard_id].outputs[self.data_path(shard_id)]
 
     def ledger_url(self, shard_id: str) -> str:
         """Of a shard's ledger."""

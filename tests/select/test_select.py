@@ -64,6 +64,22 @@ def test_select_without_rules_gives_the_runs_own_bytes(
     assert kept(tmp_path / "cut") == kept(runs[kind])
 
 
+def test_select_of_damaged_tars_that_stay_whole_does_not_pass_them_off_as_sound(
+    runs: Runs, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["blip"], run)
+    for name, stop in (("00001", None), ("00002", -512)):
+        shard = run / f"data/{name}.tar"
+        shard.write_bytes(shard.read_bytes().replace(b"\xff\xd9", b"\xd9\xff")[:stop])
+    summary = select(str(run), str(tmp_path / "cut"), CutConfig())
+    [failed] = summary.shards_failed
+    assert failed.shard.id == "00002"
+    assert "when it was committed" in failed.error
+    [problem] = verify(str(tmp_path / "cut")).problems
+    assert "00001" in problem
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [("blip", CutConfig(min_match_prob=0.5)), ("blip2", CutConfig(top_k=2))],
