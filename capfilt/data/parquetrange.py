@@ -14,6 +14,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.parquet import CAPTION_COLUMNS, image_column, samples_of
+from capfilt.io.store import storage_errors
 from capfilt.record import Sample
 from capfilt.shard import InputShard
 
@@ -83,14 +84,14 @@ class ParquetRange:
 
     @cached_property
     def _footer(self) -> Any:
-        with self._open() as file, files.storage_errors(self._shard.url):
+        with self._open() as file, storage_errors(self._shard.url):
             try:
                 return pq.read_metadata(file)
             except (pa.ArrowException, ValueError) as error:
                 raise self._unreadable(error) from error
 
     def _table(self, groups: range, columns: list[str]) -> Any:
-        with self._open() as file, files.storage_errors(self._shard.url):
+        with self._open() as file, storage_errors(self._shard.url):
             try:
                 parquet = pq.ParquetFile(file, metadata=self._footer, pre_buffer=True)
                 return parquet.read_row_groups(list(groups), columns=columns, use_threads=False)

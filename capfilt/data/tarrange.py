@@ -17,6 +17,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.members import IMAGE_EXTS, Members, readable, split_name
+from capfilt.io.store import local_path
 from capfilt.record import Sample
 from capfilt.shard import InputShard
 
@@ -57,7 +58,7 @@ class TarRange:
         self._bytes_each = _READ_BYTES
         self._window = _Window(self.shard.url)
         self._behind: tuple[int, _Header | None] = (-1, None)  # the header read last, and where
-        is_local = files.local_path(self.shard.url) is not None
+        is_local = local_path(self.shard.url) is not None
         self._headers_bytes = _HEADERS_BYTES_LOCAL if is_local else _HEADERS_BYTES_REMOTE
 
     def count(self) -> int:

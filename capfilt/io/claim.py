@@ -17,8 +17,9 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from capfilt.errors import CommitError, InputError
-from capfilt.io.files import local_path, read_bytes, remove, resolve, storage_errors
+from capfilt.io.files import read_bytes, remove
 from capfilt.io.publish import temporary_beside, write_bytes
+from capfilt.io.store import local_path, resolve, storage_errors
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # exFAT, some FUSE
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
+from capfilt.io.store import local_path
 from capfilt.jsontree import parse_json
 from capfilt.record import ModelIdentity
 from capfilt.shard import InputShard
@@ -184,7 +185,7 @@ def sizes_of(output: str) -> Callable[[str], int | None]:
     Raises:
         InputError: The store cannot be reached.
     """
-    local = files.local_path(output)
+    local = local_path(output)
     if local is None:
         return list_outputs(output).get
     root = str(local)
@@ -215,7 +216,7 @@ def _read_all(output: str, folder: str, parse: Callable[[Any], RecordT]) -> Iter
     def read(name: str) -> RecordT:
         return _read(files.join(place, name), parse)
 
-    if files.local_path(place):  # nothing to wait for
+    if local_path(place):  # nothing to wait for
         yield from map(read, names)
         return
     with ThreadPoolExecutor(_READERS) as pool:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from capfilt.config import ImageConfig
 from capfilt.io import files
-from capfilt.io.files import Entry
+from capfilt.io.entry import Entry
 from capfilt.io.members import TEXT_EXTS, Members, readable, split_name
 from capfilt.record import Sample
 from capfilt.shard import InputShard

@@ -21,7 +21,7 @@ from braceexpand import braceexpand
 
 from capfilt.errors import InputError
 from capfilt.io import files, outputs
-from capfilt.io.files import Entry
+from capfilt.io.entry import Entry
 from capfilt.io.listing import FORMS, REQUESTS, STATS, Folder, Found
 from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
 from capfilt.io.reader import read_samples

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from capfilt.errors import CommitError
-from capfilt.io.files import storage_errors
 from capfilt.io.publish import write_bytes
+from capfilt.io.store import storage_errors
 from capfilt.jsontree import parse_json
 
 _TAIL_BYTES = 16384

@@ -36,6 +36,7 @@ from typing import Self
 from capfilt.errors import CapfiltError, CommitError
 from capfilt.io import claim, files, outputs, publish
 from capfilt.io.commits import encode
+from capfilt.io.store import local_path
 
 EVERY_S = 5.0  # between renewals: 17,000 small writes a day
 LASTS_S = 60.0  # without one; longer than a store is waited for
@@ -149,7 +150,7 @@ class Lease:
             taken = claim.create(self._url, mine)
         else:
             taken = claim.replace(self._url, left, mine)
-        if not taken or (left is None and files.local_path(self._url) is not None):
+        if not taken or (left is None and local_path(self._url) is not None):
             return taken
         time.sleep(SETTLE_S)
         return claim.read(self._url) == mine

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from capfilt.errors import InputError
 from capfilt.io import files
+from capfilt.io.store import storage_errors
 from capfilt.record import Annotated, Text, Verdict
 
 SCHEMA = pa.schema(
@@ -106,7 +107,7 @@ def read_ledger(url: str, *, batch_size: int = _ROWS_PER_GROUP) -> Iterator[Any]
     Raises:
         InputError: The file is missing or no ledger.
     """
-    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
+    with files.open_read(url, seekable=True) as file, storage_errors(url):
         try:
             parquet = pq.ParquetFile(file)
             missing = set(SCHEMA.names) - set(parquet.schema_arrow.names)
@@ -123,7 +124,7 @@ def read_ledger_columns(url: str, columns: Sequence[str]) -> Any:
     Raises:
         InputError: The file is missing or no ledger.
     """
-    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
+    with files.open_read(url, seekable=True) as file, storage_errors(url):
         try:
             named = ["source", "verdict", "reason"]
             table = pq.ParquetFile(file, read_dictionary=named).read(columns=list(columns))
@@ -180,7 +181,7 @@ def read_ledger_metadata(url: str) -> dict[str, str]:
     Raises:
         InputError: The file is missing or no Parquet file.
     """
-    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
+    with files.open_read(url, seekable=True) as file, storage_errors(url):
         try:
             metadata = pq.read_schema(file).metadata or {}
         except pa.ArrowException as error:

@@ -11,7 +11,7 @@ from typing import Self
 
 from capfilt.errors import InputError
 from capfilt.io import files
-from capfilt.io.files import Entry
+from capfilt.io.entry import Entry
 from capfilt.io.members import IMAGE_EXTS, split_name
 from capfilt.shard import Form
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capfilt.errors import CommitError
-from capfilt.io.files import storage_errors
+from capfilt.io.store import storage_errors
 
 _LOOK_EVERY_S = 0.1
 

@@ -22,6 +22,7 @@ from capfilt.io import files
 from capfilt.io.fields import caption_fields, to_json, web_text_of
 from capfilt.io.footer import Footer, read_footer
 from capfilt.io.members import IMAGE_EXTS, readable, texts_of
+from capfilt.io.store import storage_errors
 from capfilt.record import Annotated, Reason, Sample
 from capfilt.shard import InputShard
 
@@ -69,7 +70,7 @@ def read_parquet(shard: InputShard, limits: ImageConfig, images: bool = True) ->
     Raises:
         InputError: The file is missing, damaged, or has no image column.
     """
-    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
+    with files.open_read(shard.url, seekable=True) as file, storage_errors(shard.url):
         try:
             _check_plausible(read_footer(file), shard.url)
             parquet = pq.ParquetFile(file, buffer_size=_READ_BUFFER_BYTES)
@@ -89,7 +90,7 @@ def read_text_rows(shard: InputShard) -> Iterator[Sample]:
     Raises:
         InputError: The file is missing, damaged, or none of capfilt's.
     """
-    with files.open_read(shard.url, seekable=True) as file, files.storage_errors(shard.url):
+    with files.open_read(shard.url, seekable=True) as file, storage_errors(shard.url):
         try:
             for batch in pq.ParquetFile(file).iter_batches():
                 for row in batch.to_pylist():

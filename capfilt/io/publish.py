@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from capfilt.errors import CommitError
 from capfilt.io import outputs
-from capfilt.io.files import local_path, resolve, storage_errors
+from capfilt.io.store import local_path, resolve, storage_errors
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 # Processes of another machine cannot be asked; a file that none of them has changed for this long

@@ -20,6 +20,7 @@ from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.fields import output_json
 from capfilt.io.members import TEXT_EXTS, Members, readable, split_name
+from capfilt.io.store import local_path, storage_errors
 from capfilt.record import Annotated, Sample
 from capfilt.shard import InputShard
 
@@ -41,8 +42,8 @@ def read_tar(shard: InputShard, limits: ImageConfig, images: bool = True) -> Ite
     Raises:
         InputError: The tar is missing, truncated or damaged. Samples before the damage were given.
     """
-    can_seek = not images and files.local_path(shard.url) is not None
-    with files.open_read(shard.url) as file, files.storage_errors(shard.url):
+    can_seek = not images and local_path(shard.url) is not None
+    with files.open_read(shard.url) as file, storage_errors(shard.url):
         stream = _Stream(file, shard.url, can_seek=can_seek)
         try:
             yield from _samples(stream, shard, limits, images)

@@ -15,6 +15,7 @@ from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.members import split_name
 from capfilt.io.parquet import ParquetWriter
+from capfilt.io.store import storage_errors
 from capfilt.io.tar import TarWriter
 from capfilt.record import Annotated
 
@@ -56,7 +57,7 @@ def count_samples(url: str) -> int:
         InputError: The file is missing or damaged.
     """
     is_parquet = url.endswith(".parquet")
-    with files.open_read(url, seekable=is_parquet) as file, files.storage_errors(url):
+    with files.open_read(url, seekable=is_parquet) as file, storage_errors(url):
         try:
             if is_parquet:
                 return int(pq.read_metadata(file).num_rows)

@@ -23,6 +23,7 @@ from capfilt.io.ledger import read_ledger_columns
 from capfilt.io.members import MAX_TEXT_BYTES
 from capfilt.io.parquet import read_text_rows
 from capfilt.io.reader import read_samples
+from capfilt.io.store import local_path
 from capfilt.io.tar import tar_key
 from capfilt.record import Sample, Source
 from capfilt.run.manifest import Manifest
@@ -280,7 +281,7 @@ def original(fields: Mapping[str, Any], *, is_row: bool = False) -> Mapping[str,
 
 def _real(url: str) -> str:
     """The place itself, where a local path goes through links."""
-    local = files.local_path(url)
+    local = local_path(url)
     return url if local is None else str(local.resolve())
 
 

@@ -18,6 +18,7 @@ from capfilt.cut import Mask
 from capfilt.errors import InputError
 from capfilt.io import files
 from capfilt.io.fields import output_json
+from capfilt.io.store import storage_errors
 from capfilt.io.tar import tar_key
 from capfilt.record import Annotated, Sample
 from capfilt.select.origin import original
@@ -102,7 +103,7 @@ def _pieces(
     url, wanted, is_changed = shard.url, kept.tolist(), changed.tolist()
     number, begin = -1, b"/"  # of a sample's names; no name begins with a slash
     block, piece, at = b"", 0, 0  # `piece`: where in the block that which is not given yet begins
-    with files.open_read(url, seekable=True) as file, files.storage_errors(url):
+    with files.open_read(url, seekable=True) as file, storage_errors(url):
         while True:
             if at == len(block):
                 yield memoryview(block)[piece:]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from capfilt.errors import CapfiltError, CommitError, ConfigError, ModelError
 from capfilt.io import files
 from capfilt.io.publish import publishing, write_bytes
+from capfilt.io.store import storage_errors
 from capfilt.train.optimiser import Optimiser
 
 log = logging.getLogger("capfilt")
@@ -106,7 +107,7 @@ class Checkpoints:
         for name, tensors in contents.items():
             with publishing(str(folder / f"{name}.safetensors")) as publication:
                 whole = {n: tensor.detach().contiguous() for n, tensor in tensors.items()}
-                with files.storage_errors(publication.url, CommitError):
+                with storage_errors(publication.url, CommitError):
                     save_file(whole, publication.path)
             done = publication.published
             record["files"][f"{name}.safetensors"] = [done.size_bytes, done.sha256]

@@ -25,6 +25,7 @@ from capfilt.errors import CommitError, ConfigError
 from capfilt.io import files
 from capfilt.io.lock import locked
 from capfilt.io.publish import write_bytes
+from capfilt.io.store import storage_errors
 from capfilt.schema import to_dict
 from capfilt.train import stop
 from capfilt.train.config import TrainConfig, decisive_differences
@@ -129,7 +130,7 @@ class Output:
         target = self.folder / role
         building = self.folder / f".{role}-{uuid.uuid4().hex[:8]}.tmp"
         try:
-            with files.storage_errors(str(target), CommitError):
+            with storage_errors(str(target), CommitError):
                 write(building)
                 shutil.rmtree(target, ignore_errors=True)
                 building.rename(target)
