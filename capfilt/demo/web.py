@@ -1,9 +1,9 @@
 """The alt texts of the emoji world's web, with the vices of a real one, and which each has.
 
-True texts, lies and texts of other pictures are written in the same styles. Their words are not
-equally likely, though: a lie about a number never says one, and what a lie says in place of the
-truth is drawn evenly, of numbers apart. So who sees the words alone tells lies from truths a little
-better than chance, those about numbers most; only who sees the picture can be sure.
+True texts, lies and texts of other pictures are written in the same styles, but their words are not
+equally likely: a lie about a number never says one, and a false relation is any of the five alike.
+Who sees the words alone thus tells lies from truths somewhat better than chance, those about
+numbers most of all.
 """
 
 from __future__ import annotations
