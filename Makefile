@@ -25,7 +25,9 @@ $(VENV)/.browser: | install
 	  echo "no axe-core: the test of the page's accessibility is skipped"
 	touch $@
 
+# A demo goes on with a folder of its own version only, and the last one here may be of another.
 demo: install
+	if [ -e demo-output/demo.json ]; then rm -rf demo-output; fi
 	$(BIN)/capfilt demo demo-output
 
 lint: install

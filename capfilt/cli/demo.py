@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,8 @@ def demo(
     """Make a web of pictures, ingest, caption and filter it, and hold it against the truth."""
     from capfilt.demo.demo import demo as run_demo
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a folder's name may be more than it can say
+        sys.stdout.reconfigure(errors="backslashreplace")
     result = run_demo(folder, pictures, quiet=as_json)
     if as_json:
         print_result(result.to_dict())

@@ -15,6 +15,10 @@ class _Handler(SimpleHTTPRequestHandler):
         """Say nothing: the download says what came of each request."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a download's threads knock all at once; 5 would have some wait long
+
+
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
     """Serve the files of a folder on 127.0.0.1, on a port of the system's choice.
@@ -23,7 +27,7 @@ def serve(folder: Path) -> Iterator[str]:
         The site's URL, without a slash at its end.
     """
     handler = functools.partial(_Handler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

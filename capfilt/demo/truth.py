@@ -47,8 +47,10 @@ class Found:
     images: int
     texts: Mapping[str, int]  # by kind
     kept: Mapping[str, int]  # by kind
-    itm_auc: float  # of the web's true texts against all its other scored ones
-    itm_auc_hard_lies: float  # against those that are wrong in one word
+    # Of the web's true texts against all its other scored ones, and against those that are wrong
+    # in one word; None where a few pictures have no such texts.
+    itm_auc: float | None
+    itm_auc_hard_lies: float | None
     noise_ratio: float  # share of captions that the filter drops
     captions_written_true: float  # of those that the run wrote
     captions_kept_true: float  # of those that the filter kept
@@ -57,11 +59,7 @@ class Found:
 
     @classmethod
     def of(cls, judged: Iterable[Judged]) -> Found:
-        """Count.
-
-        Raises:
-            ValueError: There is no true or no other text to compare.
-        """
+        """Count."""
         rows = list(judged)
         kinds = [*KINDS, *WRITTEN]
         texts = {kind: sum(row.kind == kind for row in rows) for kind in kinds}
@@ -113,14 +111,17 @@ def _judge(row: Mapping[str, Any], picture: Picture) -> Judged:
     return Judged(picture.file, row["text"] or "", kind, row["match_prob"], is_kept)
 
 
-def _auc(rows: Iterable[Judged], false_kinds: Iterable[str]) -> float:
+def _auc(rows: Iterable[Judged], false_kinds: Iterable[str]) -> float | None:
     kinds = {"true", *false_kinds}
     scored = [
         (row.match_prob, row.is_true)
         for row in rows
         if row.kind in kinds and row.match_prob is not None
     ]
-    return Curve.of([score for score, _ in scored], [label for _, label in scored]).roc_auc
+    labels = [label for _, label in scored]
+    if len(set(labels)) < 2:
+        return None
+    return Curve.of([score for score, _ in scored], labels).roc_auc
 
 
 def _share(part: int, whole: int) -> float:

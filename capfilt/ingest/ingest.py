@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from capfilt.config import ImageConfig
@@ -54,6 +55,7 @@ def ingest(
     timeout_s: int = 10,
     retries: int = 1,
     limits: ImageConfig | None = None,
+    log_file: Path | None = None,
 ) -> Ingested:
     """Download a list of image URLs as shards that `capfilt run` reads; or go on with it.
 
@@ -75,6 +77,7 @@ def ingest(
         timeout_s: Of connecting and of every pause; a whole response may take six times as long.
         retries: Of a download that failed.
         limits: Bytes and pixels above these are not fetched, or not decoded; None for a run's.
+        log_file: img2dataset's own messages are added to it; None lets them go to stderr.
 
     Raises:
         ConfigError: img2dataset is not installed, a column is missing (names those there are), or a
@@ -126,7 +129,7 @@ def ingest(
         },
     }
     claim(request["download"])
-    failed = download(request, max_pixels=limits.max_pixels)
+    failed = download(request, max_pixels=limits.max_pixels, log_file=log_file)
     return read_stats(output, shards_failed=failed)
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from capfilt.io import files
 from capfilt.webguard import Guard
 
 
-def download(request: Mapping[str, Any], *, max_pixels: int) -> list[str]:
+def download(
+    request: Mapping[str, Any], *, max_pixels: int, log_file: Path | None = None
+) -> list[str]:
     """Run img2dataset in its process, to its end.
 
     Args:
         request: `guard` and `download`, the arguments of `Guard` and of `img2dataset.download`.
         max_pixels: OpenCV raises on a header above it.
+        log_file: Gets what the process says; None for stderr.
 
     Returns:
         The names of the shards that were given up.
@@ -45,9 +49,18 @@ def download(request: Mapping[str, Any], *, max_pixels: int) -> list[str]:
         "OPENCV_LOG_LEVEL": "ERROR",
     }
     command = [sys.executable, "-c", "from capfilt.ingest.process import serve; serve()"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True
-    ) as process:
+    messages = log_file.open("a", encoding="utf-8") if log_file else nullcontext()
+    with (
+        messages as stderr,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environ,
+            text=True,
+        ) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -61,13 +74,15 @@ def download(request: Mapping[str, Any], *, max_pixels: int) -> list[str]:
             process.wait()
             raise
     if not answer:
+        says = f"{log_file} says" if log_file else "its messages say"
         raise InputError(
-            f"{request['download']['url_list']}: the download ended early; its messages say why, "
+            f"{request['download']['url_list']}: the download ended early; {says} why, "
             "and the same command goes on where it stopped"
         )
     result = json.loads(answer)
     if "error" in result:
-        raise InputError(f"{request['download']['url_list']}: {result['error']}")
+        more = f" ({log_file} says more)" if log_file else ""
+        raise InputError(f"{request['download']['url_list']}: {result['error']}{more}")
     return [str(name) for name in result["failed"]]
 
 

@@ -43,6 +43,9 @@ def test_figures_of_a_run_that_keeps_nothing_are_zeros() -> None:
     assert found.noise_ratio == 1
 
 
-def test_figures_need_both_kinds_of_web_text() -> None:
-    with pytest.raises(ValueError, match="all the same"):
-        Found.of([row for row in TEXTS if row.kind != "true"])
+def test_figures_of_few_pictures_have_no_auc_where_there_is_nothing_to_compare() -> None:
+    found = Found.of([row for row in TEXTS if row.kind != "lie"])
+    assert (found.itm_auc, found.itm_auc_hard_lies) == (1, None)  # of 0.9 and 0.4 against 0.1
+    found = Found.of([row for row in TEXTS if row.kind != "true"])
+    assert (found.itm_auc, found.itm_auc_hard_lies) == (None, None)
+    assert found.filter_precision == pytest.approx(2 / 4)
