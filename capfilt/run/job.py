@@ -67,9 +67,9 @@ def _find(where: Where) -> Inputs:
     shards = inputs.shards
     if where.human is not None:
         shards += human_shards(where.human, where.human_images)
-    twice = [shard_id for shard_id, n in Counter(s.id for s in shards).items() if n > 1]
-    if twice:
-        raise InputError(f"--human {where.human}: INPUT has shards of the same ids: {twice[0]}")
+        twice = [shard_id for shard_id, n in Counter(s.id for s in shards).items() if n > 1]
+        if twice:
+            raise InputError(f"--human {where.human}: INPUT has shards of the same ids: {twice[0]}")
     if not shards and inputs.unfinished and not where.watch:
         raise InputError(
             f"{where.input}: every shard is unfinished (no _stats.json beside it), e.g. "

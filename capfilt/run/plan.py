@@ -27,7 +27,8 @@ class Plan:
         """What there is to do, by id."""
         works = [Work(shard) for shard in self.todo]
         works += [Work(shard, redo=True) for shard in (*self.stale, *self.damaged)]
-        return sorted(works, key=lambda work: work.shard.id)
+        works.sort(key=lambda work: work.shard.id)
+        return works
 
 
 def make_plan(

@@ -295,7 +295,9 @@ class Schedule:
 
 def largest_first(works: Iterable[Work]) -> list[Work]:
     """The order in which workers come to their ends at nearly the same time."""
-    return sorted(works, key=lambda work: (-work.shard.size_bytes, work.shard.id))
+    by_id = sorted(works, key=lambda work: work.shard.id)
+    by_id.sort(key=lambda work: work.shard.size_bytes, reverse=True)  # equal ones stay in order
+    return by_id
 
 
 def _takes_more(member: _Member) -> bool:

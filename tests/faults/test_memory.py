@@ -152,7 +152,7 @@ def test_driver_of_100_000_shards_stays_small_and_resumes_soon(
     grown, seconds = driven(captioning, tmp_path, 100_000)
     log.info("grown by %.1f MB, resumed in %.1f s of a core", max(grown) / 1e6, seconds)
     assert max(grown[:-1]) - grown[0] < 10_000_000  # from the first hundred shards to the last
-    assert max(grown) < 50_000_000  # what there is to do is listed: 0.4 kB a shard
+    assert max(grown) < 60_000_000  # what there is to do is listed: 0.4 kB a shard, 0.55 with gaps
     assert seconds < 10  # of a core
 
 
