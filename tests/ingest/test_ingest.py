@@ -261,10 +261,15 @@ def test_ingest_hosts_allowed_by_name_and_nothing_else(tmp_path: Path, web: WebS
     assert sorted(web.requests) == ["/good.jpg", "/hop"]
 
 
-def test_ingest_broken_list_is_an_input_error(tmp_path: Path) -> None:
+def test_ingest_broken_list_is_an_input_error_and_the_rest_is_for_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "list.csv").write_text("caption,url\na,b\na,b,c,d\n")
-    with pytest.raises(InputError, match="Expected 2 columns"):
-        ingest(str(tmp_path / "list.csv"), str(tmp_path / "web"), processes=1)
+    log = tmp_path / "log"
+    with pytest.raises(InputError, match=rf"Expected 2 columns.* \({log} says more\)"):
+        ingest(str(tmp_path / "list.csv"), str(tmp_path / "web"), processes=1, log_file=log)
+    assert "Traceback" in log.read_text()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_ingest_without_img2dataset_says_what_to_install(
