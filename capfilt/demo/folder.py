@@ -16,7 +16,6 @@ from typing import Any
 from capfilt.demo.world import Picture
 from capfilt.errors import ConfigError
 from capfilt.io import publish
-from capfilt.io.store import storage_errors
 from capfilt.jsontree import parse_json
 
 RECORD = "demo.json"
@@ -33,18 +32,11 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
         ConfigError: The folder is another demo's or somebody else's, or is none.
         CommitError: It cannot be written.
     """
-    with storage_errors(f"demo: {folder}", ConfigError):
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"demo: {folder} is a file; give a folder")
-        record = folder / RECORD
-        if record.exists():
-            _check_same(record, identity)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        publish.clean_temporary(str(folder))  # of a demo that was killed at its first file
-        if any(folder.iterdir()):
-            raise ConfigError(f"demo: {folder} is not empty and not a demo's; give another folder")
-        publish.write_bytes(str(record), json.dumps(identity, indent=1).encode())
+    try:
+        _claim(folder, identity)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"demo: {folder}: {reason}; give another folder") from error
 
 
 def digest(pictures: Iterable[Picture]) -> str:
@@ -53,6 +45,20 @@ def digest(pictures: Iterable[Picture]) -> str:
     for picture in pictures:
         content.update(json.dumps(asdict(picture), sort_keys=True).encode() + b"\n")
     return content.hexdigest()
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"demo: {folder} is a file; give a folder")
+    record = folder / RECORD
+    if record.exists():
+        _check_same(record, identity)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    publish.clean_temporary(str(folder))  # of a demo that was killed at its first file
+    if any(folder.iterdir()):
+        raise ConfigError(f"demo: {folder} is not empty and not a demo's; give another folder")
+    publish.write_bytes(str(record), json.dumps(identity, indent=1).encode())
 
 
 def _check_same(record: Path, identity: Mapping[str, Any]) -> None:

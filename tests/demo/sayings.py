@@ -28,7 +28,7 @@ class _Scripted(random.Random):
         self.others.append(list(options[1:]))
         return self.drawn[-1]
 
-    def choice(self, seq: Sequence[Any]) -> Any:
+    def choice(self, seq: Any) -> Any:
         usable = [at for at, words in enumerate(seq) if words.strip(" ,") in self._text]
         return seq[self._draw(usable or [0])]
 
