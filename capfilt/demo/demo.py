@@ -109,7 +109,7 @@ def demo(
         _write_site(folder / "pictures", drawn)
     screen.step(f"Drew {pictures} pictures and wrote a web text for each as a web would: true, "
         "false or junk.")  # fmt: skip
-    with screen.working("img2dataset fetches them", log):
+    with screen.working("fetching them with img2dataset", log):
         ingested = _ingest(folder, drawn)
     failures = ", ".join(f"{count} {name}" for name, count in ingested.failures.items())
     screen.step(f"Served them on 127.0.0.1 with {len(_FAULTS)} URLs broken on purpose; img2dataset "
@@ -117,10 +117,10 @@ def demo(
     summary = _run(config, folder, live=screen.is_live)
     screen.step("Wrote a caption for each and dropped what does not match, on Ray with the bundled "
         "BLIP.")  # fmt: skip
-    with screen.working("verify reads the dataset", log):
+    with screen.working("reading the dataset again", log):
         checked = _verify(folder)
     screen.step(f"Read all files of the dataset again: {checked.shards} shards, all as committed.")
-    with screen.working("captions and their truth", log):
+    with screen.working("holding the texts against the truth", log):
         found = Found.of(judge(folder / "web", folder / "dataset", drawn))
         captions_true = greedy_captions_true(CAPTIONER, folder / "pictures", drawn)
         page = report(str(folder / "dataset")).url
@@ -202,7 +202,8 @@ def _is_whole(ingested: Ingested, drawn: Sequence[Picture]) -> bool:
 
 
 def _run(config: RunConfig, folder: Path, *, live: bool) -> Summary:
-    where = Where(input=str(folder / "web"), output=str(folder / "dataset"))
+    # What is there is of the same demo, wherever the folder lay then.
+    where = Where(input=str(folder / "web"), output=str(folder / "dataset"), overwrite=True)
     # Ray prints to stdout when a worker dies.
     with redirect_stdout(sys.stderr), warnings_only():
         summary = run(config, where, live=live)
