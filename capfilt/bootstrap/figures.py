@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ from capfilt.schema import to_dict
 
 Values = dict[str, float]
 
+_MERITS = ("true", "things")
 _OF_TEXTS = ("itm_token", "max_tokens", "max_words")  # what `run.scoring` says of a text
 
 
@@ -135,7 +136,11 @@ class Figures:
         says of them.
         """
         manifest = Manifest.read(str(run))
-        of = {"run": manifest and manifest.fingerprint, "shards": len(list_commits(str(run)))}
+        of = {
+            "run": manifest and manifest.fingerprint,
+            "shards": len(list_commits(str(run))),
+            "merits": list(_MERITS) if self._material.web_truth else [],
+        }
         self._once("harvest", of, lambda: self._harvest(run))
 
     def _harvest(self, run: Path) -> Values:
@@ -148,8 +153,8 @@ class Figures:
                     if row["verdict"] == Verdict.FAILED:
                         continue
                     seen = ["all", "kept"] if row["verdict"] == Verdict.KEPT else ["all"]
-                    said = _judge(row, pictures[row["key"]]) if pictures else ()
-                    seen += [f"{name} {merit}" for name in seen for merit in said]
+                    merits = _merits(row, pictures[row["key"]]) if pictures else []
+                    seen += [f"{name} {merit}" for name in seen for merit in merits]
                     counts.update((Source(row["source"]), name) for name in seen)
         return _shares(counts, has_truth=bool(pictures))
 
@@ -183,7 +188,7 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(files.read_bytes(str(path))) if path.exists() else {}
 
 
-def _judge(row: Mapping[str, Any], picture: Picture) -> Iterator[str]:
+def _merits(row: Mapping[str, Any], picture: Picture) -> list[str]:
     """Whether a text is `true`, and whether all `things` that it names are there."""
     if row["source"] == Source.WEB:
         web = picture.web
@@ -192,13 +197,10 @@ def _judge(row: Mapping[str, Any], picture: Picture) -> Iterator[str]:
     else:
         claim = parse(row["text"] or "")
         if claim is None:
-            return
+            return []
         holds = claim.holds(picture.scene)
         has_things = all(picture.scene.group(mention.noun) for mention in claim.mentions)
-    if holds:
-        yield "true"
-    if has_things:
-        yield "things"
+    return [merit for merit, has in zip(_MERITS, (holds, has_things), strict=True) if has]
 
 
 def _shares(counts: Counter[tuple[Source, str]], *, has_truth: bool) -> Values:
@@ -210,7 +212,7 @@ def _shares(counts: Counter[tuple[Source, str]], *, has_truth: bool) -> Values:
         "noise_ratio": 1 - kept[synthetic] / counts[synthetic, "all"],
     }
     for source in (web, synthetic) if has_truth else ():
-        for merit in ("true", "things"):
+        for merit in _MERITS:
             values[f"{source}_{merit}"] = counts[source, f"all {merit}"] / counts[source, "all"]
             if kept[source]:
                 values[f"{source}_kept_{merit}"] = counts[source, f"kept {merit}"] / kept[source]

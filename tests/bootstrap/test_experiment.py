@@ -161,6 +161,12 @@ def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> Non
     assert found["web_kept"] == kept["web", "kept"] / 96
     assert found["noise_ratio"] == pytest.approx(kept["synthetic", "dropped"] / 96)
     assert found["web_true"] == pytest.approx(sum(of_web) / 96)
+    kept_true = Counter(
+        r["source"] for r, t in zip(rows, true, strict=True) if t and r["verdict"] == "kept"
+    )
+    for source in ("web", "synthetic"):
+        assert found[f"{source}_kept_true"] == kept_true[source] / kept[source, "kept"]
+    assert kept_true["web"] > 0
     things = [
         p.web.kind == "true" or p.web.wrong in ("count", "colour", "relation")
         for p in pictures.values()
