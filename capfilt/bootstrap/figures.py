@@ -16,7 +16,7 @@ from typing import Any
 from capfilt import catalog
 from capfilt.bootstrap.config import BootstrapConfig
 from capfilt.bootstrap.material import Material
-from capfilt.demo.checker import is_true, parse
+from capfilt.demo.checker import VERSION, is_true, parse
 from capfilt.demo.dataset import read_truth
 from capfilt.demo.scene import Scene
 from capfilt.demo.world import Picture
@@ -102,6 +102,8 @@ class Figures:
             return {f"{prefix}{name}": value for name, value in values.items()}
 
         of = self._of(folder, "captioner") | {"captions": to_dict(config)}
+        if self._scenes:
+            of["checker"] = VERSION
         self._once(f"{prefix}captions", of, measure)
 
     def matching(self, folder: Path) -> None:
@@ -133,14 +135,15 @@ class Figures:
 
         In the emoji world also how much of it is true (`web_true` of all, `web_kept_true` of those
         that were kept), and how much names only things that are there (`web_things`), whatever it
-        says of them.
+        says of them; a web text that was written of another picture does not.
         """
         manifest = Manifest.read(str(run))
         of = {
             "run": manifest and manifest.fingerprint,
             "shards": len(list_commits(str(run))),
-            "merits": list(_MERITS) if self._material.web_truth else [],
         }
+        if self._material.web_truth:
+            of |= {"merits": list(_MERITS), "checker": VERSION}
         self._once("harvest", of, lambda: self._harvest(run))
 
     def _harvest(self, run: Path) -> Values:

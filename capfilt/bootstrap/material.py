@@ -82,9 +82,9 @@ class Material:
         if self.pairs:
             pictures.check(pair.image for pair in read_labelled(self.pairs))
 
-    def web_texts(self, *, weight: float = 1.0) -> DatasetConfig:
+    def web_texts(self) -> DatasetConfig:
         """The web as it came."""
-        return DatasetConfig(self.web, weight=weight, texts="pairs", sources=("web",))
+        return DatasetConfig(self.web, texts="pairs", sources=("web",))
 
     def human_texts(self) -> DatasetConfig:
         """The human set."""

@@ -21,6 +21,8 @@ from capfilt.data.order import Stock
 from capfilt.record import Sample, Source
 from capfilt.shard import InputShard
 
+_PARTS = 10**9  # of a weight
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -89,7 +91,7 @@ class Dataset:
     def stock(self) -> Stock:
         """Its numbers for the order."""
         lengths = [len(self.volumes[index].numbers(nth)) for index, nth in self.strands]
-        weight = Fraction(str(self.config.weight))
+        weight = Fraction(self.config.weight).limit_denominator(_PARTS)  # 96 / 131 is meant so
         return Stock(np.array(lengths, np.int64), weight, self.grain)
 
     def numbers(self, strand: int, start: int, stop: int) -> Sequence[int]:

@@ -55,7 +55,8 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
         _check_same(record, identity)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    publish.clean_temporary(str(folder))  # of a demo that was killed at its first file
+    if all(each.match(f".{RECORD}.*.tmp") for each in folder.iterdir()):
+        publish.clean_temporary(str(folder))  # of a demo that was killed at its first file
     if any(folder.iterdir()):
         raise ConfigError(f"demo: {folder} is not empty and not a demo's; give another folder")
     publish.write_bytes(str(record), json.dumps(identity, indent=1).encode())

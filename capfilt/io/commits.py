@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any, TypeVar
 
 from capfilt.errors import CommitError
 from capfilt.io import files, outputs, publish
-from capfilt.io.store import local_path
+from capfilt.io.local import size_of
+from capfilt.io.store import local_path, storage_errors
 from capfilt.jsontree import parse_json
 from capfilt.record import ModelIdentity
 from capfilt.shard import InputShard
@@ -183,18 +183,15 @@ def sizes_of(output: str) -> Callable[[str], int | None]:
     be 200,000 of them; a store's are listed now.
 
     Raises:
-        InputError: The store cannot be reached.
+        InputError: The store cannot be reached, or a file not be looked at.
     """
-    local = local_path(output)
-    if local is None:
+    root = local_path(output)
+    if root is None:
         return list_outputs(output).get
-    root = str(local)
 
     def size(path: str) -> int | None:
-        try:
-            return os.stat(f"{root}/{path}").st_size  # noqa: PTH116 - a Path takes as long again
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with storage_errors(f"{root}/{path}"):
+            return size_of(f"{root}/{path}")
 
     return size
 

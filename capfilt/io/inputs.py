@@ -268,8 +268,8 @@ def _committed(place: str) -> set[str] | None:
     parts = (place, files.join(place, "data"), files.join(place, outputs.COMMITS))
     if not all(files.exists(part) for part in parts):
         return None
-    commits = files.find(files.join(place, outputs.COMMITS))
-    return {entry.name.removesuffix(".json") for entry in commits}
+    commits = files.find_names(files.join(place, outputs.COMMITS))
+    return {name.removesuffix(".json") for name in commits}
 
 
 def _is_web(url: str) -> bool:

@@ -42,6 +42,19 @@ def stat_of(entry: os.DirEntry[str]) -> os.stat_result | None:
         raise
 
 
+def size_of(path: str) -> int | None:
+    """Of a regular file or a link to one; None where there is none, whatever else is there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path takes as long again
+    except ValueError:  # no file can have this name
+        return None
+    except OSError as error:
+        if _is_nothing(error):
+            return None
+        raise
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def _is_nothing(error: OSError) -> bool:
-    """Removed or renamed meanwhile, or a link to nothing or to itself."""
-    return error.errno in (errno.ENOENT, errno.ELOOP)
+    """Removed or renamed meanwhile, below a file, a link to nothing or itself, no possible name."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)

@@ -6,7 +6,7 @@
 The image encoder is our `ViT`: EVA-CLIP's, less its last block, has the same parts in transformers'
 `Blip2VisionModel`, which takes 2.2 times as long for ViT-g's blocks on one Zen 5 core.
 
-Names of parameters are ours; `capfilt.models.layout` maps them to checkpoints'.
+Names of parameters are ours; `capfilt.models.qformer_layout` maps them to checkpoints'.
 
 Shapes: N images, S side, T image tokens, Dv image width, Q queries, B texts, D width, E embedding
 width, W the language model's width.

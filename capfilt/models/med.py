@@ -5,7 +5,7 @@
 
 `SimilarityModel` is a third thing under the name of BLIP: transformers' `BlipModel`, ITC alone.
 
-Names of parameters are ours; `capfilt.models.layout` maps them to checkpoints'.
+Names of parameters are ours; `capfilt.models.med_layout` maps them to checkpoints'.
 
 Shapes: N images, S side, T image tokens, B texts, P packed tokens, D width, E embedding width.
 """

@@ -153,7 +153,7 @@ def test_driver_of_100_000_shards_stays_small_and_resumes_soon(
     log.info("grown by %.1f MB, resumed in %.1f s of a core", max(grown) / 1e6, seconds)
     assert max(grown[:-1]) - grown[0] < 10_000_000  # from the first hundred shards to the last
     assert max(grown) < 60_000_000  # what there is to do is listed: 0.4 kB a shard, 0.55 with gaps
-    assert seconds < 10  # of a core
+    assert seconds < 20  # of a core: twice what it takes alone
 
 
 IMAGES, SIDE = 384, 192  # of one batch, which takes some 350 MB on its way through the ViT

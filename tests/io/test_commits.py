@@ -70,6 +70,15 @@ def test_sizes_are_those_of_the_files_that_are_there(place: str) -> None:
     assert size_of("data/a/0.tar/b") is None
 
 
+def test_size_of_what_is_no_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/folder.tar").mkdir()
+    (tmp_path / "data/itself.tar").symlink_to(tmp_path / "data/itself.tar")
+    size_of = sizes_of(str(tmp_path))
+    for name in ("folder", "itself", "a" * 300, "nul\0"):
+        assert size_of(f"data/{name}.tar") is None
+
+
 def test_list_commits_of_many(tmp_path: Path) -> None:
     for i in range(200):
         write_commit(str(tmp_path), commit(f"{i:05d}"))

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from capfilt.config import RunConfig, resolve
-from capfilt.errors import InputError, ModelError
+from capfilt.errors import ConfigError, InputError, ModelError
 from capfilt.record import Source, Verdict
 from capfilt.run.status import status
 from capfilt.run.verify import verify
@@ -296,6 +296,15 @@ def test_run_wrong_requests_are_one_line(config: RunConfig, web: str, tmp_path: 
     with pytest.raises(ModelError, match="BlipForImageTextRetrieval"):
         local(replace(config, captioner=config.filter), web, out)
     assert not (out / "manifest.json").exists()
+
+
+def test_run_looks_at_its_places_before_all_else(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="holds INPUT"):
+        local(config, web, str(Path(web).parent))
+    with pytest.raises(ConfigError, match="credentials would be"):
+        local(config, "s3://key:s3cr3t@host/web", str(tmp_path / "out"))
 
 
 def test_run_human_and_web_shards_of_one_id_are_refused(
