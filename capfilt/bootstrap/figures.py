@@ -138,7 +138,7 @@ class Figures:
         says of them; a web text that was written of another picture does not.
         """
         manifest = Manifest.read(str(run))
-        of = {
+        of: dict[str, Any] = {
             "run": manifest and manifest.fingerprint,
             "shards": len(list_commits(str(run))),
         }
