@@ -13,6 +13,7 @@ pytest.importorskip("img2dataset")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.xfail(strict=True, reason="it cannot count well enough yet: docs/results.md")
 def test_the_bundled_checkpoint_is_within_its_bars(tmp_path: Path) -> None:
     shown = demo(tmp_path / "demo", 1000, quiet=True)
     found = shown.found
