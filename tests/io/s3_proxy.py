@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-FAULTS = ("500", "503", "slow_down", "reset", "reset_half_way", "slow")
+FAULTS = ("reset_half_way", "500", "503", "slow_down", "reset", "slow")
 _SLOW_DOWN = b"""<?xml version="1.0"?><Error><Code>SlowDown</Code>
 <Message>Please reduce your request rate.</Message></Error>"""
 
@@ -48,7 +48,8 @@ class Proxy:
             if self._rng.random() >= self.share:
                 self.answered[path] += 1
                 return None
-            # Each kind in turn, so that a handful of faults is one of each.
+            # Each kind in turn, so that a handful of faults is one of each; first the one that only
+            # a GET can meet, of which there may be few.
             kinds = [kind for kind in FAULTS if kind != "reset_half_way" or method == "GET"]
             fault = min(kinds, key=self.faults.__getitem__)
             self.faults[fault] += 1
