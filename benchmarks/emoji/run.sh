@@ -8,11 +8,10 @@ python "$here/make_world.py" "$1"
 cd "$1"
 capfilt train blip_pretrain -c "$here/pretrain.yaml" --out pretrained
 capfilt train blip_finetune_captioner -c "$here/captioner_pairs.yaml" --out captioner_pairs
-capfilt train blip_finetune_captioner -c "$here/captioner.yaml" --out finetuned_captioner &
+capfilt train blip_finetune_captioner -c "$here/captioner.yaml" --out finetuned_captioner
 python "$here/share.py" captioner_pairs/captioner pretrained/filter shared
 capfilt train blip_finetune_filter -c "$here/filter_pairs.yaml" --out filter_pairs
 capfilt train blip_finetune_filter -c "$here/filter.yaml" --out finetuned_filter
-wait $!
 python "$here/bundle.py" finetuned_captioner/captioner finetuned_filter/filter \
     "$here/../../capfilt/demo/checkpoint"
 capfilt demo demo --pictures 1000
