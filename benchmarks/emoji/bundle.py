@@ -32,6 +32,7 @@ def halve(file: Path) -> None:
     tensors = load_file(file)
     halved = {n: t.half() if t.dtype == torch.float32 else t for n, t in tensors.items()}
     save_file(halved, file, metadata={"format": "pt"})
+    shutil.copymode(file.with_name("config.json"), file)  # safetensors lets the writer alone read
 
 
 if __name__ == "__main__":

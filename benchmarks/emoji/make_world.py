@@ -14,6 +14,8 @@ family/   40,000 in families of 16: the same things, half of them on the same ba
 pairs/    48,000 of two kinds of things, each beside one of the same things elsewhere. Their texts
           say where the ones are from the others, and nothing else: in human/ and family/ that is
           a word or two among many, and stayed unlearned. Lists as in family/
+counts/   24,000 in fours: the same things in other numbers, smaller where they must be. Their texts
+          are true of one of the four
 evaluation/  1,000 of unseen scenes to measure on
 vocab.txt    the words of all
 """
@@ -30,7 +32,15 @@ from capfilt.demo.claim import Claim, Mention, draw_claim
 from capfilt.demo.dataset import make_world, write_human
 from capfilt.demo.demo import SIDE
 from capfilt.demo.grammar import say, words
-from capfilt.demo.scene import Scene, direction, draw_scene, draw_variation, rearrange
+from capfilt.demo.scene import (
+    COUNTS,
+    Scene,
+    direction,
+    draw_scene,
+    draw_variation,
+    rearrange,
+    recount,
+)
 from capfilt.demo.tiny import vocabulary
 from capfilt.demo.web import WebMix, WebText, write_claim
 from capfilt.demo.web import words as web_words
@@ -58,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_both(folder / "family", families, SIDE)
     twins = [twin for number in range(24_000) for twin in draw_twins(number)]
     write_both(folder / "pairs", twins, SIDE // 2)
+    fours = [member for number in range(6000) for member in draw_four(number)]
+    write_both(folder / "counts", fours, SIDE)
     lines = vocabulary([*words(), *web_words(), *PROMPT.split()])
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
 
@@ -79,7 +91,7 @@ def draw_family(number: int) -> Iterator[Picture]:
     scenes = [scene for pair in pairs for scene in pair]
     for place, scene in enumerate(scenes):
         siblings = [other for other in scenes if other is not scene]
-        texts = tuple(_tell(scene, siblings, scenes[place ^ 1], style, rng) for style in _STYLES)
+        texts = tuple(_tell(scene, siblings, [scenes[place ^ 1]], style, rng) for style in _STYLES)
         yield Picture(f"{number * FAMILY + place:06d}", scene, texts, WebText("", "empty"))
 
 
@@ -99,6 +111,23 @@ def draw_twins(number: int) -> Iterator[Picture]:
             style(_relate(member, turned=turn % 2 == 1), rng) for turn, style in enumerate(_STYLES)
         )
         yield Picture(f"{2 * number + place:06d}", member, texts, WebText("", "empty"))
+
+
+def draw_four(number: int) -> Iterator[Picture]:
+    """Draw the same things in other numbers."""
+    rng = random.Random(f"{SEED}/four/{number}")
+    while True:
+        first = draw_scene(rng)
+        counts = list(zip(*(rng.sample(list(COUNTS), 4) for _ in first.groups), strict=True))
+        # Of one alone there is no text that is false of more.
+        if len(first.groups) > 1 and all(max(c) > 1 for c in counts):
+            scenes = [recount(first, numbers, rng) for numbers in counts]
+            if not any(scene.is_held_out for scene in scenes):
+                break
+    for place, scene in enumerate(scenes):
+        others = [other for other in scenes if other is not scene]
+        texts = tuple(_tell(scene, [], others, style, rng) for style in _STYLES)
+        yield Picture(f"{4 * number + place:06d}", scene, texts, WebText("", "empty"))
 
 
 def _relate(scene: Scene, *, turned: bool) -> Claim:
@@ -126,13 +155,18 @@ def _draw_twin(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _tell(
-    scene: Scene, siblings: Sequence[Scene], twin: Scene, style: Style, rng: random.Random
+    scene: Scene,
+    siblings: Sequence[Scene],
+    twins: Sequence[Scene],
+    style: Style,
+    rng: random.Random,
 ) -> str:
-    """A true text that is true of one sibling at most and not of the twin, or the best of some."""
+    """A true text that is true of one sibling at most and of no twin, or the best of some."""
     best, fewest = None, 2 * FAMILY
     for _ in range(_TRIES):
         claim = draw_claim(scene, rng)
-        shared = max(1, sum(claim.holds(other) for other in siblings)) + claim.holds(twin)
+        shared = max(1, sum(claim.holds(other) for other in siblings))
+        shared += sum(claim.holds(twin) for twin in twins)
         if shared < fewest:
             best, fewest = claim, shared
         if fewest <= 1:

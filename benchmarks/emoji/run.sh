@@ -9,9 +9,11 @@ cd "$1"
 capfilt train blip_pretrain -c "$here/pretrain.yaml" --out pretrained
 capfilt train blip_finetune_captioner -c "$here/captioner_pairs.yaml" --out captioner_pairs
 capfilt train blip_finetune_captioner -c "$here/captioner.yaml" --out finetuned_captioner
+capfilt train blip_finetune_captioner -c "$here/captioner_counts.yaml" --out captioner_counts
 python "$here/share.py" captioner_pairs/captioner pretrained/filter shared
 capfilt train blip_finetune_filter -c "$here/filter_pairs.yaml" --out filter_pairs
 capfilt train blip_finetune_filter -c "$here/filter.yaml" --out finetuned_filter
-python "$here/bundle.py" finetuned_captioner/captioner finetuned_filter/filter \
+capfilt train blip_finetune_filter -c "$here/filter_counts.yaml" --out filter_counts
+python "$here/bundle.py" captioner_counts/captioner filter_counts/filter \
     "$here/../../capfilt/demo/checkpoint"
 capfilt demo demo --pictures 1000

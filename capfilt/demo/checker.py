@@ -38,7 +38,7 @@ from capfilt.demo.nouns import (
 )
 from capfilt.demo.scene import Background, Scene
 
-VERSION = 2  # counts up when some text is judged otherwise
+VERSION = 3  # counts up when some text is judged otherwise
 _SIZES = {word: size for size, words in SIZE_WORDS.items() for word in words}
 _RELATIONS = {word: name for name, words in RELATION_WORDS.items() for word in words}
 _NUMBERS = {word: number for number, word in NUMBERS.items()}

@@ -135,10 +135,16 @@ def draw_variation(scene: Scene, rng: random.Random) -> Scene:
 def rearrange(scene: Scene, rng: random.Random) -> Scene:
     """Put the groups of a scene elsewhere; a place may be too small for them, then they are too."""
     while True:
-        boxes = list(rng.choice(_LAYOUTS[len(scene.groups)]))
-        rng.shuffle(boxes)
-        groups = tuple(_move(g, b, rng) for g, b in zip(scene.groups, boxes, strict=True))
+        groups = _put([(group, group.count) for group in scene.groups], rng)
         if _are_clear(groups):
+            return replace(scene, groups=groups)
+
+
+def recount(scene: Scene, counts: Sequence[int], rng: random.Random) -> Scene:
+    """Draw so many of each group's things, laid out as before; they may be smaller for it."""
+    while True:
+        groups = _put(list(zip(scene.groups, counts, strict=True)), rng)
+        if _are_clear(groups) and _directions(groups) == _directions(scene.groups):
             return replace(scene, groups=groups)
 
 
@@ -162,10 +168,17 @@ def _draw_group(noun: str, box: _Box, rng: random.Random) -> Group:
     return Group(noun, rng.choice(colours) if colours else "", size, rng.random() < 0.5, places)
 
 
-def _move(group: Group, box: _Box, rng: random.Random) -> Group:
-    size = group.size if any(_grids(group.count, SIZES[group.size], box)) else "small"
-    grids = list(_grids(group.count, SIZES[size], box))
-    places = _arrange(group.count, rng.choice(grids), SIZES[size], box, rng)
+def _put(things: Sequence[tuple[Group, int]], rng: random.Random) -> tuple[Group, ...]:
+    """So many of each group's things in the boxes of a layout."""
+    boxes = list(rng.choice(_LAYOUTS[len(things)]))
+    rng.shuffle(boxes)
+    return tuple(_move(g, count, box, rng) for (g, count), box in zip(things, boxes, strict=True))
+
+
+def _move(group: Group, count: int, box: _Box, rng: random.Random) -> Group:
+    size = group.size if any(_grids(count, SIZES[group.size], box)) else "small"
+    grids = list(_grids(count, SIZES[size], box))
+    places = _arrange(count, rng.choice(grids), SIZES[size], box, rng)
     return replace(group, size=size, places=places)
 
 
@@ -192,6 +205,10 @@ def _arrange(
         x = left + (column + gap / 2 + 0.5) * pitch
         places.append((round(x, 4), round(top + (row + 0.5) * pitch, 4)))
     return tuple(places)
+
+
+def _directions(groups: Sequence[Group]) -> list[str]:
+    return [direction(a, b) for a in groups for b in groups if a is not b]
 
 
 def _are_clear(groups: Sequence[Group]) -> bool:

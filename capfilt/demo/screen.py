@@ -80,7 +80,8 @@ class Screen:
         """Where to look and how to go on; not broken, since it is for copying."""
         self._console.print(
             f"\nLook at it:     {escape(page)}\n"
-            "Your own data:  [bold]capfilt run WEB OUTPUT \\\n"
+            "Your own data:  [bold]capfilt ingest URLS.parquet WEB\n"
+            "                capfilt run WEB OUTPUT \\\n"
             "                  --captioner Salesforce/blip-image-captioning-base \\\n"
             "                  --filter Salesforce/blip-itm-base-coco[/bold]",
             soft_wrap=True,

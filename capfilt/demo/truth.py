@@ -1,7 +1,7 @@
 """What a run made of the emoji world, held against the truth.
 
 Every text of the ledger gets a kind: that of the web text (`web.KINDS`), or for a caption whether
-the checker finds it true. A text is true if it describes the picture, whatever else is around it.
+the checker finds it true, a shop's words aside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from capfilt.demo.checker import is_true
-from capfilt.demo.web import KINDS
+from capfilt.demo.web import KINDS, statement
 from capfilt.demo.world import Picture
 from capfilt.evaluate.labels import Curve
 from capfilt.io.ledger import read_ledger
@@ -29,7 +29,6 @@ class Judged:
     """A text of a run, and the truth about it."""
 
     file: str  # the picture's
-    text: str
     kind: str  # one of `web.KINDS` or of `WRITTEN`
     match_prob: float | None  # None: not scored, such as an empty text
     is_kept: bool
@@ -106,9 +105,9 @@ def judge(web: Path, dataset: Path, pictures: Iterable[Picture]) -> list[Judged]
 def _judge(row: Mapping[str, Any], picture: Picture) -> Judged:
     kind = picture.web.kind
     if row["source"] == Source.SYNTHETIC:
-        kind = CAPTION_TRUE if is_true(row["text"], picture.scene) else CAPTION_FALSE
+        kind = CAPTION_TRUE if is_true(statement(row["text"]), picture.scene) else CAPTION_FALSE
     is_kept = row["verdict"] == Verdict.KEPT
-    return Judged(picture.file, row["text"] or "", kind, row["match_prob"], is_kept)
+    return Judged(picture.file, kind, row["match_prob"], is_kept)
 
 
 def _auc(rows: Iterable[Judged], false_kinds: Iterable[str]) -> float | None:

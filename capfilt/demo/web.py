@@ -19,6 +19,7 @@ from capfilt.demo.grammar import say, say_tersely
 from capfilt.demo.nouns import NOUNS
 from capfilt.demo.scene import Scene
 from capfilt.errors import ConfigError
+from capfilt.text import normalise
 
 KINDS = ("true", "lie", "other", "junk", "empty")
 _SHOP = (
@@ -34,6 +35,10 @@ _JUNK = (
     "haga clic para ampliar", "comprar ahora", "clicca per ingrandire", "無料配送", "фото {n}",
     "copyright {year} all rights reserved", "advertisement", "loading...", "sign up for our news",
 )  # fmt: skip
+_FRAMES = tuple(
+    re.compile(re.escape(frame).replace(re.escape("{}"), "(.*)"))
+    for frame in dict.fromkeys([*_SHOP, *(normalise(frame, max_words=9) for frame in _SHOP)])
+)
 
 
 @dataclass(frozen=True)
@@ -103,14 +108,13 @@ def words() -> list[str]:
 
 
 def statement(text: str) -> str:
-    """A web text without a shop's words around it.
+    """A web text without a shop's words around it, as it is written or as a model reads it.
 
-    >>> statement("new: two mice"), statement("two mice")
-    ('two mice', 'two mice')
+    >>> statement("new: two mice"), statement("new two mice"), statement("two mice")
+    ('two mice', 'two mice', 'two mice')
     """
-    for frame in _SHOP:
-        before, after = map(re.escape, frame.split("{}"))
-        match = re.fullmatch(f"{before}(.*){after}", text)
+    for frame in _FRAMES:
+        match = frame.fullmatch(text)
         if match:
             return match[1]
     return text

@@ -6,7 +6,15 @@ from dataclasses import asdict
 import pytest
 
 from capfilt.demo.nouns import NOUNS, SIZES, article
-from capfilt.demo.scene import Background, Group, Scene, direction, draw_scene, rearrange
+from capfilt.demo.scene import (
+    Background,
+    Group,
+    Scene,
+    direction,
+    draw_scene,
+    rearrange,
+    recount,
+)
 
 SCENES = [draw_scene(random.Random(seed)) for seed in range(3000)]
 
@@ -60,6 +68,23 @@ def test_rearrange_keeps_things_and_moves_them() -> None:
         if len(scene.groups) > 1:
             turned += direction(*other.groups[:2]) != direction(*scene.groups[:2])
     assert turned > 200  # of some 350 with two groups or more
+
+
+def test_recount_changes_numbers_alone() -> None:
+    def tell(scene: Scene) -> list[tuple[str, str, bool]]:
+        return [(g.noun, g.colour, g.mirrored) for g in scene.groups]
+
+    for seed, scene in enumerate(SCENES[:500]):
+        rng = random.Random(f"others/{seed}")
+        counts = [rng.randint(1, 4) for _ in scene.groups]
+        other = recount(scene, counts, rng)
+        assert [group.count for group in other.groups] == counts
+        assert (tell(other), other.background) == (tell(scene), scene.background)
+        for before, after in zip(scene.groups, other.groups, strict=True):
+            assert after.size in (before.size, "small")  # more of them may have too little room
+        for place, (a, b) in enumerate(itertools.combinations(scene.groups, 2)):
+            c, d = list(itertools.combinations(other.groups, 2))[place]
+            assert direction(c, d) == direction(a, b)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_screen_shows_every_figure_whole(columns: int, encoding: str) -> None:
     end = next(at for at, line in enumerate(lines) if line.startswith("Look at it:"))
     assert all(len(line) <= columns for line in lines[:end])
     assert lines[end].endswith("/columns/report.html")  # in one piece, for copying
-    assert lines[end + 1].endswith("capfilt run WEB OUTPUT \\")
+    assert lines[end + 1].endswith("capfilt ingest URLS.parquet WEB")
+    assert lines[end + 2].endswith("capfilt run WEB OUTPUT \\")
 
 
 def test_screen_bars_are_as_long_as_the_share_that_was_kept() -> None:

@@ -6,7 +6,7 @@ from capfilt.demo.truth import CAPTION_FALSE, CAPTION_TRUE, Found, Judged
 
 
 def text(kind: str, match_prob: float | None, *, is_kept: bool, file: str = "0.jpg") -> Judged:
-    return Judged(file, "a dog", kind, match_prob, is_kept)
+    return Judged(file, kind, match_prob, is_kept)
 
 
 TEXTS = [
