@@ -7,7 +7,7 @@
     filter      web texts that the filter keeps
     captioner   web texts and captions, unfiltered
     both        web texts and captions that the filter keeps
-    repeat      raw, for as many more steps as `both` has more texts (Table 12)
+    repeat      raw, for as many more steps as `both` would have in the paper (Table 12)
     continue    texts of `both`; the first model goes on, in place of a new one (Table 13)
     shared      as `both`, by a captioner and a filter that share their weights (Table 4)
 

@@ -100,6 +100,11 @@ class BootstrapConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        places = [name for name, place in to_dict(self.data).items() if place]
+        check(
+            not (self.world.web and places),
+            f"data ({', '.join(places)}) and world: give one; world.web=0 for images of your own",
+        )
         check(bool(self.seeds), "seeds: is empty")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, are {list(self.seeds)}")
         for name in ("seeds", "arms"):

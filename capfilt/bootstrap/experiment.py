@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from capfilt import catalog
@@ -70,25 +71,30 @@ class Experiment:
             material = Material.of_world(out / "world")
             agenda.add("draw the world", lambda: make(out / "world", config.world))
         else:
-            material = Material.of_places(config.data, config.pretrain.vocabulary)
+            material = Material.of_places(config.data, config.pretrain)
             material.check()
         _claim(out, config)
         for seed in config.seeds:
             self.loop(Seed(seed, out / f"seed-{seed}", config, material, agenda, live))
-            agenda.add(f"seed {seed}: write the results", lambda: _write(out, config))
+            so_far = replace(config, seeds=config.seeds[: config.seeds.index(seed) + 1])
+            agenda.add(f"seed {seed}: write the results", partial(_write, out, so_far))
         agenda.work()
         return Results.read(out, config)
 
 
 def _claim(out: Path, config: BootstrapConfig) -> None:
     """Refuse a folder of something else; trainings and runs in it look after their own configs."""
-    record, mine = out / _RECORD, {name: to_dict(config)[name] for name in ("world", "data")}
+    places = {name: place and files.absolute(place) for name, place in to_dict(config.data).items()}
+    record, mine = out / _RECORD, {"world": to_dict(config.world), "data": places}
     if not record.exists():
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        unfinished = f".{_RECORD}.*.tmp"  # of a call that was killed at its first file
+        if out.is_file() or (out.is_dir() and not all(f.match(unfinished) for f in out.iterdir())):
             raise ConfigError(f"--out {out}: is not empty and no experiment's; give another folder")
         write_bytes(str(record), (json.dumps(mine, indent=1) + "\n").encode())
         return
-    changed = differences(json.loads(files.read_bytes(str(record))), mine)
+    before = json.loads(files.read_bytes(str(record)))
+    before["data"] = {name: p and files.absolute(p) for name, p in before["data"].items()}
+    changed = differences(before, mine)
     if changed:
         raise ConfigError(
             f"--out {out} holds another experiment: {'; '.join(changed)}. Give this one its own "

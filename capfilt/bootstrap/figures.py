@@ -19,6 +19,7 @@ from capfilt.bootstrap.material import Material
 from capfilt.demo.checker import VERSION, is_true, parse
 from capfilt.demo.dataset import read_truth
 from capfilt.demo.scene import Scene
+from capfilt.demo.web import statement
 from capfilt.demo.world import Picture
 from capfilt.evaluate.captions import evaluate_captions
 from capfilt.evaluate.filter_quality import score_pairs
@@ -96,7 +97,8 @@ class Figures:
             values = {"bleu4": found.bleu[-1], "cider": found.cider}
             if self._scenes:
                 true = sum(
-                    is_true(text, self._scenes[image]) for image, text in found.written.items()
+                    is_true(statement(text), self._scenes[image])
+                    for image, text in found.written.items()
                 )
                 values["captions_true"] = true / len(found.written)
             return {f"{prefix}{name}": value for name, value in values.items()}
@@ -127,15 +129,19 @@ class Figures:
             values = {"auc": auc(set(kinds))}
             return values | {f"auc_{kind}": auc({kind}) for kind in kinds if kind}
 
-        pairs = {"pairs": files.digest(self._material.pairs)[1]}
-        self._once("matching", self._of(folder, "filter") | pairs, measure)
+        of = {
+            "pairs": files.digest(self._material.pairs)[1],
+            "scoring": to_dict(self._config.run.scoring),
+        }
+        self._once("matching", self._of(folder, "filter") | of, measure)
 
     def harvest(self, run: Path) -> None:
         """What a run kept of the web's texts and of its captions.
 
-        In the emoji world also how much of it is true (`web_true` of all, `web_kept_true` of those
-        that were kept), and how much names only things that are there (`web_things`), whatever it
-        says of them; a web text that was written of another picture does not.
+        In the emoji world also how much of it is true, a shop's words aside (`web_true` of all,
+        `web_kept_true` of those that were kept), and how much names only things that are there
+        (`web_things`), whatever it says of them; a web text that was written of another picture
+        does not, nor a caption that the checker cannot read.
         """
         manifest = Manifest.read(str(run))
         of: dict[str, Any] = {
@@ -198,7 +204,7 @@ def _merits(row: Mapping[str, Any], picture: Picture) -> list[str]:
         holds = web.kind == "true"
         has_things = holds or (web.kind == "lie" and web.wrong != "noun")
     else:
-        claim = parse(row["text"] or "")
+        claim = parse(statement(row["text"] or ""))
         if claim is None:
             return []
         holds = claim.holds(picture.scene)

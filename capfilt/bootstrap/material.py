@@ -17,6 +17,7 @@ from capfilt.evaluate.pairs import read_captioned, read_labelled
 from capfilt.evaluate.pictures import Pictures
 from capfilt.io import files
 from capfilt.io.publish import write_bytes
+from capfilt.train.config import PretrainConfig
 
 _MADE = "made"  # of a world: written last
 _PROMPT = "a picture of"
@@ -52,7 +53,7 @@ class Material:
         )
 
     @classmethod
-    def of_places(cls, places: PlacesConfig, vocabulary: str) -> Material:
+    def of_places(cls, places: PlacesConfig, pretrain: PretrainConfig) -> Material:
         """The user's own.
 
         Raises:
@@ -61,13 +62,13 @@ class Material:
         for name in ("web", "human", "evaluation"):
             if not getattr(places, name):
                 raise ConfigError(f"data.{name} is not set (or set world.web, for emoji)")
-        if not vocabulary:
+        if not (pretrain.vocabulary or pretrain.model.text.weights):
             raise ConfigError("pretrain.vocabulary is not set: give BERT's vocab.txt")
         given = {f.name: getattr(places, f.name) for f in fields(places)}
         found = {name: place and files.absolute(place) for name, place in given.items()}
         for name in ("human", "evaluation"):
             found[f"{name}_images"] = found[f"{name}_images"] or files.parent(found[name])
-        return cls(**found, vocabulary=vocabulary)
+        return cls(**found, vocabulary=pretrain.vocabulary)
 
     def check(self) -> None:
         """Look at everything, before hours of training end at a misspelt name.

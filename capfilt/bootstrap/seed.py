@@ -27,6 +27,7 @@ from capfilt.models.checkpoint import Role
 from capfilt.record import Verdict
 from capfilt.run.job import run
 from capfilt.run.where import Where
+from capfilt.train.blip import BlipConfig
 from capfilt.train.config import PretrainConfig, TrainConfig
 from capfilt.train.output import Output
 from capfilt.train.stage import Stage
@@ -55,19 +56,23 @@ class Seed:
 
         Texts are weighted so that an epoch shows as many of them as the web has: whatever an arm's
         texts, there are as many steps at the same rates, with the same share of the human set.
-        With `as_long_as`, steps are more by as much as those texts are more than the web's.
+        With `as_long_as`, steps are more by as much as those texts, with the human set, are more
+        than the web's with it.
         """
         folder = self.folder / name
 
         def config() -> PretrainConfig:
-            web = _count(self.material.web_texts())
-            datasets = (replace(texts, weight=web / _count(texts)), self.material.human_texts())
+            human_texts = self.material.human_texts()
+            web, human = _count(self.material.web_texts()), _count(human_texts)
+            datasets = (replace(texts, weight=web / _enough(texts, web)), human_texts)
             given = self.config.pretrain
             model, loop = given.model, given.loop
             if as_long_as is not None:
-                loop = replace(loop, steps=round(loop.steps * _count(as_long_as) / web))
+                more = (_count(as_long_as) + human) / (web + human)
+                loop = replace(loop, steps=round(loop.steps * more))
             if start is not None:
-                model = replace(model, start=str(start), itc=replace(model.itc, temperature=0.0))
+                model = _started(model, start)
+                model = replace(model, itc=replace(model.itc, temperature=0.0))
             return replace(
                 given,
                 seed=self.seed,
@@ -107,7 +112,8 @@ class Seed:
     def finetune_jointly(self, model: Path) -> tuple[Path, Path]:
         """Finetune captioner and filter as one model that shares weights as in pre-training.
 
-        Losses are those of both finetunings; everything else is the filter's.
+        Losses are those of both finetunings, for as long as the longer of them; everything else is
+        the filter's.
 
         Source: BLIP, arXiv:2201.12086, section 4.3 and Table 4.
         """
@@ -118,17 +124,18 @@ class Seed:
                 self.config.pretrain, self.config.captioner, self.config.filter
             )  # fmt: skip
             size = filter_.model.image_size
+            loop = max(filter_.loop, captioner.loop, key=lambda loop: (loop.steps, loop.epochs))
+            began = _started(given.model, model)
             return PretrainConfig(
                 seed=self.seed,
                 vocabulary=self.material.vocabulary,
                 data=replace(filter_.data, datasets=(self.material.human_texts(),)),
                 optimiser=filter_.optimiser,
                 schedule=filter_.schedule,
-                loop=filter_.loop,
+                loop=replace(filter_.loop, steps=loop.steps, epochs=loop.epochs),
                 model=replace(
-                    given.model,
-                    start=str(model),
-                    image=replace(given.model.image, image_size=size),
+                    began,
+                    image=replace(began.image, image_size=size),
                     itc=filter_.model.itc,
                     itm=filter_.model.itm,
                     lm=captioner.model.lm,
@@ -173,8 +180,8 @@ class Seed:
                 raise InputError(f"{self.material.web}: shard {failed.shard.id}: {failed.error}")
             if not summary.tally.samples[Verdict.KEPT]:
                 raise TrainingError(
-                    f"{folder}: the filter keeps no text at all; train it longer, or lower "
-                    "run.selection.min_match_prob"
+                    f"{folder}: the filter keeps no text at all. Remove this folder and lower "
+                    "run.selection.min_match_prob, or remove the filter's, too, and train it longer"
                 )
             return summary.shards_done > 0
 
@@ -247,6 +254,23 @@ class Seed:
 
     def _add(self, name: str, kind: str, do: Callable[[], bool]) -> None:
         self.agenda.add(f"seed {self.seed}: {name}", do, kind=kind)
+
+
+def _enough(texts: DatasetConfig, web: int) -> int:
+    """How many texts an arm has; refused where the web has more than a thousand times as many."""
+    count = _count(texts)
+    if count * 1000 < web:
+        raise TrainingError(
+            f"{texts.path}: {count} texts ({', '.join(texts.sources)}) of a web of {web} are too "
+            "few to train on; lower run.selection.min_match_prob or leave the arm out (`arms`)"
+        )
+    return count
+
+
+def _started(model: BlipConfig, start: Path) -> BlipConfig:
+    """A model that goes on from another's weights, not from those of its parts."""
+    image, text = replace(model.image, weights=""), replace(model.text, weights="")
+    return replace(model, start=str(start), image=image, text=text)
 
 
 def _count(texts: DatasetConfig) -> int:

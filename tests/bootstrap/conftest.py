@@ -27,7 +27,11 @@ pretrain:
   schedule: {warmup_steps: 2}
   loop: &loop {steps: 4, batch_size: 8, log_every: 1, save_every: 1}
 captioner: {data: *data, model: {image_size: 32}, optimiser: {lr: 1e-2}, loop: *loop}
-filter: {data: *data, model: {image_size: 32, itc: *itc}, optimiser: {lr: 1e-2}, loop: *loop}
+filter:
+  data: *data
+  model: {image_size: 32, itc: *itc}
+  optimiser: {lr: 1e-2}
+  loop: {steps: 3, batch_size: 8, log_every: 1, save_every: 1}
 run:
   captions: {max_length: 12}
   selection: {min_match_prob: 0.2}

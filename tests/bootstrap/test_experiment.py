@@ -97,7 +97,9 @@ def test_repeat_is_raw_for_as_many_more_steps_as_both_has_texts(done: Done) -> N
     seed = done[0] / "seed-0"
     kept = sum(row["verdict"] == "kept" for row in ledger(seed / "runs/1"))
     raw, repeat = trained(seed / "raw"), trained(seed / "repeat")
-    assert repeat["loop"]["steps"] == round(4 * kept / 96) != 4
+    rows = json.loads((done[0] / "world/human/captions.json").read_text())
+    human = sum(len(row["caption"]) for row in rows)
+    assert repeat["loop"]["steps"] == round(4 * (kept + human) / (96 + human)) != 4
     assert repeat["data"] == raw["data"]
 
 
@@ -128,6 +130,11 @@ def test_second_round_begins_with_the_model_of_both(done: Done) -> None:
 
 def test_joint_finetuning_shares_weights_and_separate_ones_do_not(done: Done) -> None:
     seed = done[0] / "seed-0"
+    captioner, filter_, joint_steps = (
+        trained(seed / f"raw-{name}")["loop"]["steps"] for name in ("captioner", "filter", "joint")
+    )
+    assert captioner != filter_
+    assert joint_steps == max(captioner, filter_)
 
     def tensors(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         roles = ("captioner", "filter")
@@ -285,6 +292,11 @@ def test_place_that_is_wrong_is_named_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def test_images_of_ones_own_beside_a_world_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data \(web\) and world: give one; world\.web=0"):
+        resolve("data.web=shards")
+
+
 def test_vocabulary_of_ones_own_images_must_be_given(tmp_path: Path) -> None:
     places = "data={web: web, human: human.json, evaluation: eval.json}"
     with pytest.raises(ConfigError, match=r"pretrain\.vocabulary is not set"):
@@ -328,5 +340,5 @@ def test_list_names_the_experiment(
 
 def test_filter_that_keeps_nothing_is_said(tmp_path: Path) -> None:
     config = resolve("run.selection.min_match_prob=1.0", "arms=[raw, both]", "rounds=1")
-    with pytest.raises(TrainingError, match="the filter keeps no text at all; train it longer"):
+    with pytest.raises(TrainingError, match=r"the filter keeps no text at all\. Remove this"):
         Experiment.load().run(config, tmp_path)
