@@ -20,7 +20,7 @@ CONFIG = Blip2Stage2Config(
         image_size=224, max_tokens=32, augment=AugmentConfig(min_scale=0.5, operations=0)
     ),
     optimiser=OptimiserConfig(lr=1e-4, weight_decay=0.05, decay_all=False, betas=(0.9, 0.98)),
-    schedule=ScheduleConfig(decay="cosine", min_lr=5e-5, warmup_steps=2000, warmup_lr=1e-6),
+    schedule=ScheduleConfig(decay="cosine_by_step", min_lr=5e-5, warmup_steps=2000, warmup_lr=1e-6),
     loop=LoopConfig(steps=80_000, batch_size=1920),
 )
 

@@ -82,7 +82,8 @@ def _text(candidate: Candidate, draws: random.Random, max_words: int) -> str:
     texts = candidate.dataset.texts_of(candidate.sample)
     if candidate.dataset.config.texts == "pairs":
         texts = texts[candidate.nth : candidate.nth + 1]
-    usable = [text for text in (normalise(raw, max_words=max_words) for raw in texts) if text]
+    seen = [normalise(raw, max_words=max_words) for raw in texts]
+    usable = [text for text in seen if text.strip()]
     if not usable:
         raise UnusableError(Reason.EMPTY_TEXT if texts else Reason.NO_TEXT)
     return usable[int(draws.random() * len(usable))]

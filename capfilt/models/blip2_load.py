@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -317,5 +318,7 @@ def _save(
     save_torch_state_dict(own, folder)
     text = json.dumps({**tree, "architectures": [architecture]}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):  # which safetensors lets the writer alone read
+        shutil.copymode(folder / "config.json", weights)
     if processor is not None:
         processor.save_pretrained(folder)

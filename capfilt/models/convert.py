@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -109,11 +110,13 @@ def save(
     """
     state = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_names(model).release(state), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(_names(model).release(state), weights, metadata={"format": "pt"})
     is_captioner = isinstance(model, CaptionModel)
     architecture = checkpoint.CAPTIONER if is_captioner else checkpoint.MATCH_FILTER
     text = json.dumps({**settings.to_dict(), "architectures": [architecture]}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copymode(folder / "config.json", weights)  # safetensors lets the writer alone read
     side = {"height": model.config.image.image_size, "width": model.config.image.image_size}
     statistics = {"image_mean": list(model.vit.pixel_mean), "image_std": list(model.vit.pixel_std)}
     processor = BlipImageProcessorPil(size=side, **statistics)

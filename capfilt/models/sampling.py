@@ -87,7 +87,8 @@ def sample_nucleus(scores: Tensor, numbers: Tensor, config: CaptionConfig) -> Te
         Token ids [A].
     """
     scores = scores / config.temperature
-    tokens, logs, inside = _nucleus(scores, min(_CANDIDATES, scores.shape[1]), config)
+    width = max(_CANDIDATES, config.top_k)  # shares of a nucleus are of all its candidates
+    tokens, logs, inside = _nucleus(scores, min(width, scores.shape[1]), config)
     # A nucleus that reaches the last candidate's score may go on beyond the candidates. On a GPU
     # this is the one wait of a step; always sorting the whole vocabulary would avoid it.
     if logs.shape[1] < scores.shape[1] and bool((inside & (logs == logs[:, -1:])).any()):

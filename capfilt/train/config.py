@@ -53,12 +53,15 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes on from `optimiser.lr`; it changes once per epoch, as in the code.
+    """How the learning rate goes on from `optimiser.lr`: once per epoch, as in BLIP's code, or not.
+
+    "cosine_by_step" is for BLIP-2's stages, which see their images little more than once: by epochs
+    their rate would fall once or not at all.
 
     Source: BLIP's code (`utils.py`); the paper's own factor is 0.85.
     """
 
-    decay: Literal["factor", "cosine"] = "factor"
+    decay: Literal["factor", "cosine", "cosine_by_step"] = "factor"
     factor: float = 0.9  # per epoch
     min_lr: float = 1e-6
     warmup_steps: int = 3000

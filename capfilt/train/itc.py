@@ -37,7 +37,8 @@ class ItcConfig:
         if self.queue < 0:
             raise ValueError(f"queue must be 0 (none) or more, is {self.queue}")
         if self.ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be 0 (none) or more, is {self.ramp_steps}")
+            told = f"must be 0 (the published ramp) or more, is {self.ramp_steps}"
+            raise ValueError(f"ramp_steps {told}")
         for name, low, high in (
             ("momentum", 0.0, 1.0),
             ("alpha", 0.0, 1.0),

@@ -10,8 +10,15 @@ import torch
 from capfilt.errors import TrainingError
 from capfilt.train.config import LoopConfig
 
-# How torch says it for a CPU, and CUDA's libraries for their own buffers.
-_SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# How torch says it for a CPU, and CUDA's libraries for their handles and their own buffers.
+_SIGNS = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
 
 
 @contextmanager

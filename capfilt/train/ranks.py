@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -71,7 +72,9 @@ def joined(device: torch.device | None = None) -> Iterator[Ranks]:
     if not by_torchrun():
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # As long as Ray Train waits: for the first rank, which writes checkpoints and models.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
     # A rank that fails alone must exit, so that torchrun ends the others, which wait for it in the
     # middle of a step: NCCL would wait for them before the group is gone.
     try:

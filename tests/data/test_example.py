@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from capfilt.data.config import AugmentConfig, DataConfig, DatasetConfig
 from capfilt.data.dataset import Dataset
-from capfilt.data.example import Candidate, make_example
+from capfilt.data.example import Candidate, UnusableError, make_example
 from capfilt.record import Sample, Source, Text
 from tests.run.conftest import picture
 
@@ -28,3 +29,11 @@ def test_an_image_looks_alike_each_time_where_that_is_asked_for() -> None:
     assert all(torch.equal(example(fixed, cycle=cycle), first) for cycle in range(1, 5))
     assert not torch.equal(example(fixed, cycle=0, key="2"), first)  # another crop of it
     assert not torch.equal(example(fixed, cycle=0, seed=1), first)
+
+
+@pytest.mark.parametrize("text", [" ", "\t", "\u00a0", "\u3000", "...", "! \u3000 !"])
+def test_a_text_without_a_word_is_none(text: str) -> None:
+    dataset = Dataset("web", DatasetConfig(path="web"), [], is_output=False)
+    sample = Sample("1", picture(3), "jpg", (Text(Source.WEB, 0, text),))
+    with pytest.raises(UnusableError, match="empty_text"):
+        make_example(Candidate(dataset, "00000", sample, 0, 0), DataConfig(image_size=24), 0)

@@ -192,8 +192,8 @@ def recorded(job: Path, script: str, *arguments: str, **env: str) -> list[list[s
 MODELS = {"IMAGE_ENCODER": "clip", "BERT": "bert", "LANGUAGE_MODEL": "opt 2.7b"}
 PLACES = {
     "nightly_capfilt": {"INPUT": "/data/a web", "OUTPUT": "/data/dataset"},
-    "pretrain_blip": {"OUT": "/shared/blip-%Y"},
-    "pretrain_blip2": {"OUT": "/shared/blip2-%Y", **MODELS},
+    "pretrain_blip": {"OUT": "/data/blip-%Y"},
+    "pretrain_blip2": {"OUT": "/data/blip2-%Y", **MODELS},
 }
 EVERY = {"RAY_CLUSTER": "head:6379", "RAY_JOBS": "http://head:8265", "GPUS_PER_WORKER": "1"}
 
@@ -216,7 +216,7 @@ def test_commands_of_the_scripts_are_what_the_command_line_takes(
     else:
         assert names == ["train"] * len(STEPS[job.name])
         year = datetime.now(UTC).strftime("%Y")
-        assert all(re.search(rf"/shared/blip2?-{year}", " ".join(call)) for call in calls)
+        assert all(re.search(rf"/data/blip2?-{year}", " ".join(call)) for call in calls)
     on_ray = [call for call in calls if call[1] in ("run", "train")]
     assert all(("--address" in call) == everything for call in on_ray)
     config = job / "config.yaml"

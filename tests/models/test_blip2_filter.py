@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,8 @@ def test_saved_filter_is_transformers_again(folder: Path, tmp_path: Path) -> Non
     save_query_match_model(
         model, tmp_path, settings, processor=Blip2Processor.from_pretrained(folder)
     )
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert modes == {stat.S_IMODE((tmp_path / "config.json").stat().st_mode)}
     again, report = Blip2ForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     before = load_file(folder / "model.safetensors")

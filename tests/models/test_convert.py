@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def pretraining(
     return tmp_path / "model.pth"
 
 
+def modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
 def test_original_captioner_converts_to_what_transformers_loads(
     pretraining: Path,
     captioner_folder: Path,
@@ -84,6 +89,7 @@ def test_original_captioner_converts_to_what_transformers_loads(
         for f in (folder, captioner_folder)
     )
     assert ours == original
+    assert modes(folder) == {stat.S_IMODE((folder / "config.json").stat().st_mode)}
     theirs, loading = BlipForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]

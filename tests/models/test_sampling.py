@@ -131,7 +131,7 @@ def test_sample_nucleus_breaks_ties_by_lower_id() -> None:
     assert sample_nucleus(scores, numbers, config).tolist() == [0, 0, 1, 2, 2]
 
 
-@pytest.mark.parametrize("top_k", [0, 700])
+@pytest.mark.parametrize("top_k", [0, 700, 2000])
 @pytest.mark.parametrize("sharpness", [0.0, 0.5, 4.0])
 def test_sample_nucleus_among_candidates_is_that_of_the_whole_vocabulary(
     top_k: int, sharpness: float, monkeypatch: pytest.MonkeyPatch

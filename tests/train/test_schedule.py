@@ -30,6 +30,17 @@ def test_schedule_cosine_changes_once_per_epoch() -> None:
     assert schedule.at(19) == schedule.at(10)
 
 
+def test_schedule_cosine_by_step_falls_within_an_epoch() -> None:
+    """Of BLIP-2's second stage over 129 million images: 80,000 steps are 1.2 epochs."""
+    config = ScheduleConfig(decay="cosine_by_step", min_lr=5e-5, warmup_steps=2000, warmup_lr=1e-6)
+    schedule = Schedule(config, lr=1e-4, steps_per_epoch=129e6 / 1920, steps=80_000)
+    assert schedule.at(1000) == pytest.approx((1e-6 + 1e-4) / 2)
+    for step in (2000, 20_000, 67_187, 67_188, 79_999):
+        wave = (1 + math.cos(math.pi * step / 80_000)) / 2
+        assert schedule.at(step) == pytest.approx(5e-5 + (1e-4 - 5e-5) * wave)
+    assert schedule.at(40_000) == pytest.approx(7.5e-5)
+
+
 def test_schedule_epochs_of_a_fraction_of_a_step_begin_where_they_end() -> None:
     config = ScheduleConfig(warmup_steps=0)
     for steps in range(1, 500):  # of seven epochs; 29 / (29 / 7) is below 7
