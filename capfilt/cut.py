@@ -42,7 +42,7 @@ Codes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class CutConfig:
-    """The rules of a cut. They hold together, in this order; human captions pass those on scores.
+    """The rules of a cut. They hold together, in this order; human captions pass those on texts.
 
     Source: `mix`: "web-first" takes a synthetic caption only where the web text fails, Nguyen et
     al., arXiv:2307.10350. `keep_fraction`: DataComp's subsets by score.

@@ -108,7 +108,7 @@ class Tally:
                 }
             ),
             dropped_texts=Counter(counts["dropped_texts"]),
-            # Commits of before 2026-11-21 do not say.
+            # Older commits do not say.
             dropped_samples=Counter(counts.get("dropped_samples", {})),
             failed_samples=Counter(counts["failed_samples"]),
         )

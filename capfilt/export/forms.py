@@ -6,7 +6,9 @@ of a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +19,9 @@ from capfilt.io.fields import plain_caption, to_json
 from capfilt.io.parquet import ParquetWriter
 from capfilt.io.tar import TarWriter, tar_key
 from capfilt.record import Annotated
+
+_MOST_NAME_BYTES = 200  # of the 255 that file systems have room for
+_LEGIBLE = 32  # characters of a longer name
 
 
 class Form(Protocol):
@@ -42,12 +47,12 @@ class BlipList:
 
     def write(self, samples: Iterable[Annotated], target: str, shard_id: str) -> None:
         pairs = []
-        folder = files.join(target, "images", shard_id)
+        folder = files.join(target, "images", _file_name(shard_id))
         for entry in files.find(folder):  # of an earlier try, perhaps of other images
             files.remove(entry.url)
         for annotated in samples:
             image, ext = _image(annotated)
-            url = files.join(folder, f"{tar_key(annotated.sample.key)}.{ext}")
+            url = files.join(folder, f"{_file_name(annotated.sample.key)}.{ext}")
             publish.write_bytes(url, image)
             pairs += [{"image": url, "caption": text} for text in _texts(annotated)]
         content = json.dumps(pairs, indent=0, ensure_ascii=False).encode()
@@ -108,6 +113,14 @@ FORMS: Mapping[str, Form] = {
     "open_clip": PairTars(frozenset({"jpg", "jpeg", "png"})),  # webp: its older loaders do not
     "huggingface": HuggingFace(),
 }
+
+
+def _file_name(text: str) -> str:
+    """A name for a file or folder that is no other text's: without slashes, and not too long."""
+    name = re.sub("%(?=2F|25)", "%25", text).replace("/", "%2F")
+    if len(name.encode()) <= _MOST_NAME_BYTES:
+        return name
+    return f"{name[:_LEGIBLE]}-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _texts(annotated: Annotated) -> list[str]:

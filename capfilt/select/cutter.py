@@ -17,6 +17,7 @@ from capfilt.cut import REASONS, Mask, Rows
 from capfilt.errors import InputError
 from capfilt.io import files, outputs, publish
 from capfilt.io.commits import Commit, InputRecord, OutputRecord, retire, write_commit
+from capfilt.io.lease import Fence
 from capfilt.io.ledger import rewrite_ledger
 from capfilt.io.writer import open_writer
 from capfilt.record import Verdict
@@ -35,6 +36,7 @@ class Cutter:
     output_url: str
     output: OutputConfig
     fingerprint: str
+    fence: Fence
 
     def process(self, shard: InputShard, *, redo: bool = False) -> Commit:
         """Cut one shard.
@@ -45,13 +47,12 @@ class Cutter:
 
         Raises:
             InputError: The shard or its images cannot be read. Nothing of it is committed.
+            CommitError: It cannot be published, or another has taken the output over.
         """
         started = time.monotonic()
         root, origin = self.output_url, self.survey.origin
         data_path = outputs.data_path(shard.id, self.output)
         ledger_path = outputs.ledger_path(shard.id)
-        if redo:
-            retire(root, shard.id, {data_path, ledger_path})
         rows = self.survey.rows(shard.id)
         # Contexts end inside out: the data is published first, then the ledger.
         with (
@@ -66,6 +67,9 @@ class Cutter:
                 changes={"fingerprint": self.fingerprint},
             )
             self._write_data(shard, rows, data_file)
+            self.fence.check()
+            if redo:
+                retire(root, shard.id, {data_path, ledger_path})
         commit = Commit(
             shard=shard.id,
             input=InputRecord.of(shard),
@@ -78,6 +82,7 @@ class Cutter:
             },
             telemetry={"seconds": round(time.monotonic() - started, 3)},
         )
+        self.fence.check()  # publishing may have taken long, and the process been frozen
         write_commit(root, commit)
         return commit
 

@@ -25,16 +25,18 @@ def warn_of_missing(origin: Origin) -> None:
 
 
 def missing_shards(origin: Origin) -> list[str]:
-    """Ids of the finished shards of its input that an OUTPUT has no commit of, sorted.
+    """Ids of the shards of its input that an OUTPUT has no commit of, sorted.
 
-    None where the input cannot be listed any more; those of human pairs are not looked for.
+    Unfinished shards count where its run took them. None where the input cannot be listed any more;
+    those of human pairs are not looked for.
     """
     try:
         if origin.parent is not None:
             return [
                 shard_id for shard_id in origin.parent.commits if shard_id not in origin.commits
             ]
-        found = find_shards(origin.manifest.input, known=origin.commits)
+        manifest, known = origin.manifest, origin.commits
+        found = find_shards(manifest.input, allow_unfinished=manifest.allow_unfinished, known=known)
         return sorted(shard.id for shard in found.shards)
     except CapfiltError:
         return []

@@ -12,8 +12,8 @@ from capfilt.config import OutputConfig
 from capfilt.cut import CutConfig
 from capfilt.errors import ConfigError
 from capfilt.io import files
-from capfilt.io.commits import read_commits, sizes_of
-from capfilt.io.lease import Lease
+from capfilt.io.commits import list_failures, read_commits, sizes_of
+from capfilt.io.lease import Fence, Lease
 from capfilt.io.publish import clean_temporary
 from capfilt.record import Verdict
 from capfilt.run.driver import drive
@@ -152,9 +152,11 @@ def select(
         failed: list[GaveUp] = []
         with Progress(shards=len(works), live=live, noise_ratio=measures_noise) as progress:
             if works:
-                cutter = Cutter(survey, output_url, output, manifest.fingerprint)
+                fence = Fence(output_url, lease.token)
+                cutter = Cutter(survey, output_url, output, manifest.fingerprint, fence)
                 engine = CutEngine(cutter, shards=len(works))
-                failed = drive(engine, works, output_url, progress, lease)
+                before = list_failures(output_url)
+                failed = drive(engine, works, output_url, progress, lease, failed_before=before)
     return Summary.of(output_url, plan, progress, failed, measures_noise=measures_noise)
 
 

@@ -2,7 +2,7 @@
 
 Each fact takes a pass over all ledgers, shard by shard on threads. Kept in memory are 2^16 counters
 for the cutoff, whatever the size of the dataset; 8 bytes a kept text for duplicate captions; a byte
-an image for filters, and 24 bytes an image for duplicate images.
+an image for filters, and 33 bytes an image for duplicate images.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Names are metadata fields, values are numbers, texts, True, False. `and`, `or`, 
 Nothing else is understood, and nothing is evaluated as code. As in SQL, a comparison with a field
 that a sample does not have does not hold, nor one with a value of another kind: strangers' metadata
 hold anything. Arithmetic is that of 64-bit floats, so that one sample with a height of 0 stops
-nobody. Lists and objects are their JSON text.
+nobody; so are comparisons of integers with floats. Lists and objects are their JSON text.
 """
 
 from __future__ import annotations
@@ -68,10 +68,13 @@ class Where:
         self._kinds: dict[str, str] = {}  # of the fields that are compared with values
         self._fitting: Counter[str] = Counter()  # values by field, of its kind
         self._odd: Counter[str] = Counter()  # and of others
+        self._is_float = False  # whether `_value` gives whole numbers as floats
         try:
             with warnings.catch_warnings(action="ignore"):  # of "\." in a regular expression
                 tree = ast.parse(text.strip(), mode="eval").body
             self._expression = self._parse(tree)
+            self._is_float = True
+            self._of_floats = self._parse(tree)
         except (SyntaxError, RecursionError, MemoryError):
             raise self._wrong("not a comparison") from None
         except (ValueError, OverflowError) as error:  # Arrow's are ValueErrors, too
@@ -122,6 +125,8 @@ class Where:
             self._fitting[name] += sum(fits)
             self._odd[name] += sum(kind not in (None, wanted) for kind in kinds)
             values = [value if fit else None for value, fit in zip(values, fits, strict=True)]
+        if any(isinstance(value, float) for value in values):  # Arrow takes no 2^53 + 1 among them
+            values = [float(value) if type(value) is int else value for value in values]
         return pa.array(values)
 
     def _expect(self, node: ast.expr, kind: str | None) -> None:
@@ -129,21 +134,16 @@ class Where:
             self._kinds.setdefault(node.id, kind)
 
     def _compute(self, columns: Mapping[str, Any]) -> Any:
-        """A field that no sample of a shard has is of whatever type the filter takes it for."""
-        import pyarrow.dataset  # half a second, pandas and all
-
-        for untyped in (pa.null(), pa.string()):
-            typed = {
-                name: column.cast(untyped) if pa.types.is_null(column.type) else column
+        try:
+            return _computed(self._expression, columns)
+        except pa.ArrowInvalid:  # integers above 2^53, which Arrow does not compare with floats
+            floats = {
+                name: column.cast(pa.float64(), safe=False)
+                if pa.types.is_integer(column.type)
+                else column
                 for name, column in columns.items()
             }
-            try:
-                table = pyarrow.dataset.dataset(pa.table(typed))
-                return table.to_table(columns={"": self._expression}).column(0)
-            except pa.ArrowNotImplementedError:
-                if untyped == pa.string():
-                    raise
-        raise AssertionError("unreachable")
+            return _computed(self._of_floats, floats)
 
     def _wrong(self, why: str) -> ConfigError:
         shown = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
@@ -224,11 +224,31 @@ class Where:
             sign, node = -1, node.operand
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
             value = node.value
+            if self._is_float and type(value) is int:
+                value = float(value)
             if sign == 1:
                 return value
             if not isinstance(value, str):
                 return -value
         raise self._wrong(f"{ast.unparse(node)!r} is no field, number or text")
+
+
+def _computed(expression: Any, columns: Mapping[str, Any]) -> Any:
+    """A field that no sample of a shard has is of whatever type the filter takes it for."""
+    import pyarrow.dataset  # half a second, pandas and all
+
+    for untyped in (pa.null(), pa.string()):
+        typed = {
+            name: column.cast(untyped) if pa.types.is_null(column.type) else column
+            for name, column in columns.items()
+        }
+        try:
+            table = pyarrow.dataset.dataset(pa.table(typed))
+            return table.to_table(columns={"": expression}).column(0)
+        except pa.ArrowNotImplementedError:
+            if untyped == pa.string():
+                raise
+    raise AssertionError("unreachable")
 
 
 def _kind(value: bool | int | float | str | None) -> str | None:

@@ -32,6 +32,40 @@ def annotated(ext: str, *contents: str) -> Annotated:
     return Annotated(Sample(f"a.{ext}", encoded(ext), ext, texts), texts, texts, Verdict.KEPT)
 
 
+def blip_images(target: Path, shard_id: str, *keys: str) -> dict[str, str]:
+    """Write a shard of images that say where they are from; where each is, by what it says."""
+    text = Text(Source.SYNTHETIC, 0, "a wall", Score(), Verdict.KEPT)
+    samples = [
+        Annotated(
+            Sample(key, f"{key} of {shard_id}".encode(), "jpg", (text,)),
+            (text,),
+            (text,),
+            Verdict.KEPT,
+        )
+        for key in keys
+    ]
+    FORMS["blip"].write(samples, str(target), shard_id)
+    pairs = json.loads((target / FORMS["blip"].path(shard_id)).read_text())
+    return {f"{key} of {shard_id}": pair["image"] for key, pair in zip(keys, pairs, strict=True)}
+
+
+def test_blip_shards_and_keys_below_each_other_keep_their_images_apart(tmp_path: Path) -> None:
+    places = blip_images(tmp_path, "a/b", "x", "b/x", "b//x", "b%2Fx", "b%252Fx")
+    places |= blip_images(tmp_path, "a%2Fb", "x")
+    places |= blip_images(tmp_path, "a", "x", "b/x", "b.x")
+    assert {text: Path(place).read_text() for text, place in places.items()} == {
+        text: text for text in places
+    }
+
+
+def test_blip_keys_as_long_as_they_may_be_have_their_images(tmp_path: Path) -> None:
+    keys = ("k" * 255, "k" * 254 + "j", "." * 255, "\u732b" * 85, "/".join("k" * 128))
+    places = blip_images(tmp_path, "0", *keys)
+    assert {text: Path(place).read_text() for text, place in places.items()} == {
+        text: text for text in places
+    }
+
+
 def test_open_clip_takes_images_of_every_extension(tmp_path: Path) -> None:
     """Which it asks for by name; webdataset decodes by name, too, `webp` not in every version."""
     wds = pytest.importorskip("webdataset")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def test_missing_shards_of_an_input_that_is_gone_are_not_known(runs: Runs, tmp_p
     gone = manifest.read_text().replace(str(runs.folder / "web"), str(tmp_path / "gone"))
     manifest.write_text(gone)
     assert missing_shards(Origin.open(part)) == []
+
+
+@pytest.mark.parametrize(("allowed", "missing"), [(True, ["00002"]), (False, [])])
+def test_missing_shards_that_are_unfinished_count_where_the_run_takes_them(
+    allowed: bool, missing: list[str], runs: Runs, tmp_path: Path
+) -> None:
+    shutil.copytree(runs.folder / "web", tmp_path / "web")
+    (tmp_path / "web" / "00002_stats.json").unlink()
+    part = without(runs["blip"], tmp_path / "part", "00002")
+    manifest = Path(part, "manifest.json")
+    tree = json.loads(manifest.read_text())
+    tree |= {"input": str(tmp_path / "web"), "allow_unfinished": allowed}
+    manifest.write_text(json.dumps(tree))
+    assert missing_shards(Origin.open(part)) == missing
 
 
 def test_whatever_is_made_from_an_unfinished_run_tells_of_it(

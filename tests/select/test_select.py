@@ -14,6 +14,7 @@ import pytest
 from capfilt.config import ImageConfig
 from capfilt.cut import CutConfig
 from capfilt.errors import CapfiltError, CommitError, ConfigError, InputError
+from capfilt.io.lease import Fence
 from capfilt.io.reader import read_samples
 from capfilt.record import Verdict
 from capfilt.report.report import _rule
@@ -126,7 +127,9 @@ def test_spliced_tars_have_the_bytes_of_written_ones(
 
     monkeypatch.setattr(cutter, "splice", not_plain)
     survey = Survey.of(Origin.open(runs["blip2"]), config)
-    writer = cutter.Cutter(survey, str(tmp_path / "written"), survey.origin.output, "")
+    writer = cutter.Cutter(
+        survey, str(tmp_path / "written"), survey.origin.output, "", Fence("", None)
+    )
     for shard in survey.origin.shards():
         writer.process(shard)
     assert of_data(tmp_path / "written") == of_data(tmp_path / "cut") != of_data(runs["blip2"])

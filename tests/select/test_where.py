@@ -132,3 +132,28 @@ def test_where_bears_what_strangers_metadata_hold(text: str, expected: list[int]
         {"name": None, "size": -(2**70), "width": 2**62, "height": 2**62},
     ]
     assert Where(text).mask(samples).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("id > 3", [1, 0, 1, 1]),
+        ("id > 3.5", [1, 0, 1, 1]),
+        ("id == 1234567890123456789", [1, 0, 0, 0]),
+        ("id in [7, 1234567890123456789]", [1, 0, 0, 1]),
+        ("id in [1.5]", [0, 1, 0, 0]),
+        ("id < -1234567890123456789 or id / 1.5 == 1", [0, 1, 0, 0]),
+    ],
+)
+def test_where_integers_above_2_to_the_53rd_compare_with_floats(
+    text: str, expected: list[int]
+) -> None:
+    samples = [{"id": 1234567890123456789}, {"id": 1.5}, {"id": 2**63}, {"id": 7}]
+    where = Where(text)
+    assert where.mask(samples).astype(int).tolist() == expected
+    assert [int(where.mask([sample])[0]) for sample in samples] == expected
+
+
+def test_where_integers_among_themselves_compare_exactly() -> None:
+    samples = [{"id": 2**53 + 1}, {"id": 2**53}]
+    assert Where(f"id == {2**53 + 1}").mask(samples).tolist() == [True, False]
