@@ -125,7 +125,8 @@ def recorded(
     for name in programs:
         stand_in = bin_ / name
         stand_in.write_text(
-            f"#!/bin/sh\n{{ printf '%s\\n' {name} \"$@\"; echo; }} >> '{calls}'\n"
+            # One write: commands that run side by side must not tell into each other.
+            f"#!/bin/sh\nprintf '%s\\n' {name} \"$@\" '' >> '{calls}'\n"
             'if [ "$1" = submit ]; then echo dataset-1; fi\n'
         )
         stand_in.chmod(0o755)

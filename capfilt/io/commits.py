@@ -199,7 +199,8 @@ def sizes_of(output: str) -> Callable[[str], int | None]:
 def encode(record: Any) -> bytes:
     """A dataclass or mapping as canonical JSON: sorted keys, one per line, a newline at the end."""
     tree = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record  # type: ignore[arg-type]
-    return (json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # of half a surrogate pair, it is JSON's escape
 
 
 def _write(url: str, record: Commit | Failure) -> None:

@@ -23,6 +23,7 @@ from capfilt.errors import InputError
 from capfilt.io import files, outputs
 from capfilt.io.entry import Entry
 from capfilt.io.listing import FORMS, REQUESTS, STATS, Folder, Found
+from capfilt.io.members import readable
 from capfilt.io.pairs import IMAGES_PER_SHARD, slice_pairs
 from capfilt.io.reader import read_samples
 from capfilt.jsontree import parse_json
@@ -61,7 +62,8 @@ def find_shards(
         known: Ids of shards to leave out, without a look at them.
 
     Raises:
-        InputError: Something that `url` names is missing, there is no shard, or two have one id.
+        InputError: Something that `url` names is missing, there is no shard, two have one id, or
+            one a name that is not UTF-8.
     """
     place = files.absolute(url)
     committed = _committed(place)
@@ -146,6 +148,9 @@ def _with_ids(place: str, shown: str) -> dict[str, Found]:
     by_id: dict[str, Found] = {}
     for shard in found:
         url = shard.entry.url
+        told, is_utf8 = readable(url)
+        if not is_utf8:  # which no commit, ledger or tar could name
+            raise InputError(f"{told}: its name is not UTF-8: rename it")
         # A folder's name has no ending to lose: `v1.0` and `v1.1` are two.
         name = shard_id(f"{url}.files" if shard.form is Form.FILES else url, root)
         other = by_id.setdefault(name, shard).entry.url

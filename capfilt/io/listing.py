@@ -115,7 +115,8 @@ class Folder:
         digest = hashlib.sha256()
         size_bytes = 0
         for entry in self.entries.values():
-            digest.update(f"{entry.name}\n{entry.size_bytes}\n{entry.version}\n".encode())
+            line = f"{entry.name}\n{entry.size_bytes}\n{entry.version}\n"
+            digest.update(line.encode("utf-8", "surrogatepass"))  # names of any bytes
             size_bytes += entry.size_bytes
         root = self.url.removesuffix(name)
         return Entry(root, name, True, size_bytes, f"listing:{digest.hexdigest()[:32]}")

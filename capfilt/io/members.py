@@ -20,6 +20,7 @@ from capfilt.record import Reason, Sample, Source, Text
 IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 TEXT_EXTS = ("txt", "json")
 MAX_TEXT_BYTES = 64 * 2**10
+MAX_TEXTS = 2**15  # of one source and sample: a ledger counts them in 16 bits, from 0 on
 MAX_JSON_BYTES = 4 * 2**20
 MAX_EXTRAS_BYTES = 64 * 2**20  # all other members of one sample together
 MAX_KEY_BYTES = 255  # what a file name may have on common file systems
@@ -170,8 +171,13 @@ class Members:
 
 
 def texts_of(raw: Any, source: Source) -> tuple[Text, ...]:
-    """The texts in a caption field: one; of human captions a list may hold several."""
+    """The texts in a caption field: one; of human captions a list may hold several.
+
+    A list of more than `MAX_TEXTS` counts as one text that is too long.
+    """
     if source is Source.HUMAN and isinstance(raw, Sequence) and not isinstance(raw, str | bytes):
+        if len(raw) > MAX_TEXTS:
+            return (Text(source, 0, None, reason=Reason.TEXT_TOO_LONG),)
         texts = tuple(web_text(text, source, index) for index, text in enumerate(raw))
         return texts or (web_text(None, source),)
     return (web_text(raw, source),)

@@ -65,7 +65,7 @@ def read_parquet(shard: InputShard, limits: ImageConfig, images: bool = True) ->
     Without `images` their column is not read.
 
     A row that img2dataset marks as failed is no sample. The metadata is every column but the
-    image, as Python values; nanoseconds as integers.
+    image, as Python values; nanoseconds, and times that Python does not have, as integers.
 
     Raises:
         InputError: The file is missing, damaged, or has no image column.
@@ -196,19 +196,41 @@ def _values(column: Any) -> list[Any]:
         column = column.cast(pa.int64())  # Python's own times end at microseconds
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [raw if raw is None else readable(raw)[0] for raw in _raw_texts(column)]
+    except _DAMAGE:  # one cell's may be
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: Any) -> Any:
+    """A cell's value: bytes that are not UTF-8 escaped, a time that Python has not an integer."""
+    try:
+        return cell.as_py()
+    except _DAMAGE:
+        if isinstance(cell, pa.StructScalar):
+            return {field.name: _value(cell[i]) for i, field in enumerate(cell.type)}
+        if isinstance(cell, pa.ListScalar):
+            return [_value(item) for item in cell.values]
+        if isinstance(cell, pa.BinaryScalar):
+            return readable(cell.as_buffer().to_pybytes())[0]
+        inner = cell.value
+        return _value(inner) if isinstance(inner, pa.Scalar) else inner
 
 
 def _raw_texts(column: Any) -> list[Any]:
     """Texts as bytes: Arrow does not check that a string column is UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    return list(column.to_pylist())
+    return _values(column.cast(_raw_type(column.type)))
+
+
+def _raw_type(kind: Any) -> Any:
+    types = pa.types
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_list(kind):
+        return pa.list_(_raw_type(kind.value_type))
+    return pa.large_list(_raw_type(kind.value_type)) if types.is_large_list(kind) else kind
 
 
 def _is_binary(kind: Any) -> bool:

@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from capfilt.io import files, outputs, publish
+from capfilt.io.entry import Entry
 from capfilt.jsontree import parse_json
 from capfilt.record import Annotated, Reason, Sample, Score, Source, Text, Verdict
 
-Known = dict[str, Any]  # of one sample: key, problem, verdict, texts, kept
+Known = dict[str, Any]  # of one sample: key, problem, unwanted, verdict, texts, kept
 
 
 class Partial:
@@ -47,7 +48,7 @@ class Partial:
             InputError: The store cannot be reached.
         """
         known: list[Known] = []
-        for entry in files.find(self._folder):
+        for entry in self._files():
             if entry.name.endswith(".json") and not entry.name.startswith("."):
                 found = self._samples(files.read_bytes(entry.url), len(known))
                 known += found
@@ -75,9 +76,13 @@ class Partial:
 
     def remove(self) -> None:
         """Take away what was put aside: the shard has its commit."""
-        for entry in files.find(self._folder):
+        for entry in self._files():
             files.remove(entry.url)
         files.remove_folder(self._folder)
+
+    def _files(self) -> list[Entry]:
+        """What lies directly in its folder; further below are other shards, as `a/b` is of `a`."""
+        return [entry for entry in files.find(self._folder) if "/" not in entry.name]
 
     def _samples(self, data: bytes, first: int) -> list[Known]:
         try:
@@ -108,9 +113,11 @@ def recalled(known: Known, sample: Sample) -> Annotated:
         )
         for source, index, content, match_prob, similarity, verdict, reason in known["texts"]
     )
-    problem = None if known["problem"] is None else Reason(known["problem"])
+    problem, unwanted = known["problem"], known.get("unwanted")
     if problem is not None:
-        sample = replace(sample, image=None, problem=problem)
+        sample = replace(sample, image=None, problem=Reason(problem))
+    if unwanted is not None:  # so that it counts as little for its batch as it did
+        sample = replace(sample, image=None, unwanted=Reason(unwanted))
     kept = tuple(texts[place] for place in known["kept"])
     return Annotated(sample, texts, kept, Verdict(known["verdict"]))
 
@@ -120,6 +127,7 @@ def _known(annotated: Annotated) -> Known:
     return {
         "key": sample.key,
         "problem": sample.problem,
+        "unwanted": sample.unwanted,
         "verdict": annotated.verdict,
         "texts": [_fields(text) for text in texts],
         "kept": [next(i for i, t in enumerate(texts) if t is kept) for kept in annotated.kept],

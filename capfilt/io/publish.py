@@ -1,8 +1,8 @@
 """Publishing: a file is built in a temporary place and appears at its own whole, or not at all.
 
 A temporary file is called `.<name>.<host>-<pid>-<random>.tmp`, after the process that writes it, so
-that what a killed process has left can be told from what a living one is writing. For a store it
-lies in this machine's temporary folder.
+that what a killed process has left can be told from what a living one is writing; of a long name
+it has the beginning. For a store it lies in this machine's temporary folder.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 # Processes of another machine cannot be asked; a file that none of them has changed for this long
 # is taken as left behind. Writers change theirs with every batch.
 _LEFT_AFTER_S = 3600.0
+_NAMED = 32  # characters of a name, so that those around it have room in the 255 bytes of a name
 _FOR_A_STORE = ".capfilt-"
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")  # have no folders
 
@@ -136,7 +137,8 @@ def writer() -> str:
 
 def temporary_beside(path: Path) -> Path:
     """A temporary file of this process's, never used before, in the folder of `path`."""
-    return path.with_name(f".{path.name}.{writer()}-{uuid.uuid4().hex[:8]}.tmp")
+    name = path.name[:_NAMED]
+    return path.with_name(f".{name}.{writer()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def clean_temporary(output: str, killed: Collection[str] = ()) -> list[str]:

@@ -15,7 +15,13 @@ from typing import Any
 
 import ray
 import ray.util.metrics
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capfilt.cluster import Resources
@@ -33,6 +39,9 @@ from capfilt.tally import Tally
 
 # At the end, for a worker whose try is lost to notice that; then for its killed process to be gone.
 GRACE_S, DEATH_S = 2.0, 10.0
+
+# Of a worker: its process is gone. Ray's memory monitor says so in an error of its own.
+_DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError)
 
 log = logging.getLogger("capfilt")
 
@@ -177,7 +186,7 @@ class ClusterEngine:
             if isinstance(error, StalledError):
                 self._give_up(slot, "hangs")
             return gave_up
-        except RayActorError as died:
+        except _DEATHS as died:
             return self._replace(slot, died)
         if call is slot.loading:
             self._fleet.has_loaded(slot, result)
@@ -198,7 +207,7 @@ class ClusterEngine:
         each, race = slot.contests.pop(call)
         try:
             agreed = ray.get(call)
-        except RayActorError as died:
+        except _DEATHS as died:
             self._schedule.too_late(each)
             return self._replace(slot, died)
         if agreed and self._schedule.wants(each):
@@ -211,7 +220,7 @@ class ClusterEngine:
         if gave_up is None:
             self._export.count("retried")
 
-    def _replace(self, slot: Slot, died: RayActorError) -> GaveUp | None:
+    def _replace(self, slot: Slot, died: RayError) -> GaveUp | None:
         """Start another worker in place of a dead one and see to the shards that it held."""
         if slot.loading is not None:
             self._fleet.has_not_loaded(slot, died)

@@ -16,7 +16,7 @@ from capfilt.io.inputs import Inputs, find_shards, human_shards
 from capfilt.io.lease import Lease
 from capfilt.io.outputs import FAILURES
 from capfilt.io.publish import clean_temporary
-from capfilt.run.driver import drive
+from capfilt.run.driver import drive, give_up
 from capfilt.run.duplicates import duplicates_among
 from capfilt.run.engine import Engine, GaveUp, Work
 from capfilt.run.manifest import Manifest
@@ -91,23 +91,39 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
     clean_temporary(where.output)
     _announce(plan, inputs, where)
     works = plan.works()
+    failed_before = _failed_before(works, inputs, where.output)
     missing: tuple[str, ...] = ()
     if where.only_failed:
-        works, missing = _failed_alone(works, inputs, where.output)
+        works = [work for work in works if work.shard.id in failed_before]
+        missing = _missing(failed_before, works, where.output)
+    # Those that have failed come last: as many as the limit would keep all others from their turn.
+    works.sort(key=lambda work: work.shard.id in failed_before)
     now = largest_first(works[: where.limit])
     task = replace(task, lease=lease.token)
     measures_noise = manifest.measures_noise
+    left_by_limit = len(works) - len(now)
     failed: list[GaveUp] = []
     with Progress(shards=len(now), live=live, noise_ratio=measures_noise) as progress:
         arrivals = Arrivals(task, where, progress, inputs) if where.watch else None
+        if now and task.config.images.dedupe is not None:
+            found = duplicates_among(inputs.shards, task.config, where.output, task.excluded)
+            task = replace(task, duplicates=found.duplicates)
+            for work in now:
+                if work.shard.id in found.unread:
+                    tries = task.config.compute.max_attempts
+                    failed.append(GaveUp(work.shard, tries, found.unread[work.shard.id]))
+                    give_up(failed[-1], where.output, progress)
+            now = [work for work in now if work.shard.id not in found.unread]
         if now or arrivals is not None:
-            if task.config.images.dedupe is not None:
-                found = duplicates_among(
-                    inputs.shards, task.config.images, where.output, task.excluded
-                )
-                task = replace(task, duplicates=found)
             engine = _start(task, where, len(now) if arrivals is None else None)
-            failed = drive(engine, chain(now, arrivals or ()), where.output, progress, lease)
+            failed += drive(
+                engine,
+                chain(now, arrivals or ()),
+                where.output,
+                progress,
+                lease,
+                failed_before=failed_before,
+            )
             clean_temporary(where.output)  # of workers that died meanwhile
     return Summary.of(
         where.output,
@@ -116,28 +132,31 @@ def _run(task: Task, where: Where, inputs: Inputs, lease: Lease, *, live: bool) 
         failed,
         measures_noise=measures_noise,
         inputs=inputs if arrivals is None else arrivals.inputs(),
-        left_by_limit=len(works) - len(now),
+        left_by_limit=left_by_limit,
         missing=missing,
     )
 
 
-def _failed_alone(
-    works: Iterable[Work], inputs: Inputs, output_url: str
-) -> tuple[list[Work], tuple[str, ...]]:
-    """The works on shards that were given up, and the ids of such that INPUT does not have."""
-    failed = list_failures(output_url)
-    wanted = [work for work in works if work.shard.id in failed]
-    there = {shard.id for shard in inputs.shards}
-    missing = tuple(shard_id for shard_id in failed if shard_id not in there)
-    for shard_id in failed.keys() - {work.shard.id for work in wanted} - set(missing):
-        remove_failure(output_url, shard_id)  # it was done since, by a run that died just then
+def _failed_before(works: Iterable[Work], inputs: Inputs, output_url: str) -> set[str]:
+    """The ids of shards that were given up, less those that are done since."""
+    failed = set(list_failures(output_url))
+    done = {shard.id for shard in inputs.shards if shard.id in failed}
+    done -= {work.shard.id for work in works}
+    for shard_id in done:
+        remove_failure(output_url, shard_id)  # by a run that died just then
+    return failed - done
+
+
+def _missing(failed: set[str], works: Iterable[Work], output_url: str) -> tuple[str, ...]:
+    """Which shards are to be done again and INPUT does not have."""
+    missing = tuple(sorted(failed - {work.shard.id for work in works}))
     if missing:
         log.warning(
             "given up once, and not in INPUT now or unfinished there: %s; their records stay in %s",
             some(missing),
             files.join(output_url, FAILURES),
         )
-    return wanted, missing
+    return missing
 
 
 def _announce(plan: Plan, inputs: Inputs, where: Where) -> None:

@@ -1,4 +1,4 @@
-"""`capfilt status`: how far a run is, read from its commits alone."""
+"""`capfilt status`: how far a run is, read from its OUTPUT, and from INPUT where that is there."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def status(output_url: str) -> Status:
     damaged_ids: set[str] = set()
     stale_ids = {i for i, commit in commits.items() if commit.fingerprint != manifest.fingerprint}
     try:
-        inputs = find_shards(manifest.input)
+        inputs = find_shards(manifest.input, allow_unfinished=manifest.allow_unfinished)
         shards = inputs.shards
         if manifest.human is not None:
             shards += human_shards(manifest.human, manifest.human_images)
@@ -82,15 +82,16 @@ def status(output_url: str) -> Status:
         stale_ids.update(shard.id for shard in plan.stale)
     except CapfiltError:
         pass  # the input may have been moved away since; the commits still tell the rest
+    done = commits.keys() - stale_ids - damaged_ids
     tally = Tally()
     for commit in commits.values():
         tally.merge(Tally.from_dict(commit.counts))
     return Status(
         output=output_url,
         manifest=manifest,
-        done=len(commits) - len(stale_ids) - len(damaged_ids),
+        done=len(done),
         stale=len(stale_ids),
-        failures=tuple(failures[key] for key in sorted(failures)),
+        failures=tuple(failures[key] for key in sorted(failures.keys() - done)),
         pending=pending,
         unfinished=unfinished,
         seconds=sum(commit.telemetry.get("seconds", 0.0) for commit in commits.values()),

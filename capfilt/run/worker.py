@@ -116,7 +116,8 @@ class Worker:
             InputError: The shard cannot be read in full, or has changed. Nothing of it is
                 committed.
             StalledError: Nothing came of it for `read_timeout_s`; a thread of it still hangs.
-            OvertakenError: Another worker was first. Nothing of this try is left.
+            OvertakenError: Another worker was first. Nothing of this try is left, once that one has
+                committed the shard.
             CommitError: It cannot be published, or another run has taken OUTPUT over.
         """
         attempt = attempt or Attempt()
@@ -128,7 +129,7 @@ class Worker:
         with self._counting(shard) as tally:
             # Contexts end inside out: the data is published first, then the ledger.
             with (
-                _removed_if_overtaken(aside),
+                self._removed_if_done_by_another(shard, aside),
                 publish.publishing(files.join(root, ledger_path)) as ledger_file,
                 publish.publishing(files.join(root, data_path)) as data_file,
                 LedgerWriter(ledger_file.path, metadata=self._ledger_metadata()) as ledger,
@@ -193,6 +194,16 @@ class Worker:
             with self._lock:
                 del self._tallies[shard.id]
 
+    @contextmanager
+    def _removed_if_done_by_another(self, shard: InputShard, aside: Partial) -> Iterator[None]:
+        try:
+            yield
+        except OvertakenError:
+            # Without a commit who was first may still fail, and what is aside spares the next try.
+            if files.exists(files.join(self.task.output_url, outputs.commit_path(shard.id))):
+                aside.remove()
+            raise
+
     def _aside(self, shard: InputShard) -> Partial:
         # Other batches may have other last digits, so they begin anew.
         made_by = {
@@ -253,15 +264,6 @@ class Worker:
         with self._lock:
             for annotated in batch:
                 tally.add(annotated)
-
-
-@contextmanager
-def _removed_if_overtaken(aside: Partial) -> Iterator[None]:
-    try:
-        yield
-    except OvertakenError:
-        aside.remove()
-        raise
 
 
 def _record(published: publish.Published) -> OutputRecord:

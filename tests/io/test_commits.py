@@ -149,6 +149,12 @@ def test_failure_comes_back_as_it_was(place: str) -> None:
     assert list_failures(place) == {}
 
 
+def test_failure_of_a_file_whose_name_is_not_utf8_comes_back_as_it_was(tmp_path: Path) -> None:
+    failure = Failure("0", INPUT, 3, "/in/0/caf\udce9.jpg: permission denied")
+    write_failure(str(tmp_path), failure)
+    assert list_failures(str(tmp_path)) == {"0": failure}
+
+
 def test_write_commit_where_none_can_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "commits").write_text("in the way")
     with pytest.raises(CommitError, match=r"commits/0\.json: ") as raised:

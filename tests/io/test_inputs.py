@@ -12,8 +12,8 @@ import pytest
 from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files, publish
-from capfilt.io.inputs import find_shards, human_shards, read_samples
-from capfilt.record import Source
+from capfilt.io.inputs import find_shards, human_shards, is_unchanged, read_samples
+from capfilt.record import Reason, Source
 from capfilt.shard import Form
 from tests.io.conftest import write_tar
 
@@ -240,6 +240,24 @@ def test_find_shards_two_shards_of_one_id_are_named(tmp_path: Path) -> None:
     put(tmp_path, "a.tar", "a/1.jpg", "a_stats.json")
     with pytest.raises(InputError, match="would both be shard 'a'"):
         find_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.tar", "caf\udce9/00000.tar", "caf\udce9/1.jpg"])
+def test_find_shards_name_that_is_not_utf8_is_named(name: str, tmp_path: Path) -> None:
+    put(tmp_path, name)
+    with pytest.raises(InputError, match=r"caf\\udce9.*: its name is not UTF-8: rename it"):
+        find_shards(str(tmp_path))
+
+
+def test_find_shards_files_form_takes_file_names_of_any_bytes(tmp_path: Path) -> None:
+    put(tmp_path, "a/caf\udce9.jpg", "a/fine.jpg", "b/1.jpg")
+    shard, other = find_shards(str(tmp_path)).shards
+    assert (shard.id, other.id) == ("a", "b")
+    problems = [(s.key, s.problem) for s in read_samples(shard, ImageConfig())]
+    assert problems == [("caf\\udce9", Reason.INVALID_KEY), ("fine", None)]
+    assert is_unchanged(shard)
+    (tmp_path / "a/caf\udce9.jpg").rename(tmp_path / "a/caf\udcea.jpg")
+    assert not is_unchanged(shard)
 
 
 def test_find_shards_output_of_a_run_takes_what_is_committed(place: str) -> None:

@@ -34,6 +34,24 @@ def read_rows(path: Path | str, **fields: Any) -> list[Sample]:
 
 # Reading
 
+BYTES_IN_LIST = [("a", pa.list_(pa.binary())), ("b", pa.int8())]
+STRINGS = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string()}
+
+
+def unchecked(column: Any) -> Any:
+    """An array whose bytes, at whatever depth, are said to be strings."""
+
+    def said(kind: Any) -> Any:
+        if pa.types.is_struct(kind):
+            return pa.struct([field.with_type(said(field.type)) for field in kind])
+        if pa.types.is_list(kind):
+            return pa.list_(said(kind.value_type))
+        if pa.types.is_large_list(kind):
+            return pa.large_list(said(kind.value_type))
+        return STRINGS.get(kind, kind)
+
+    return column.view(said(column.type))
+
 
 def test_read_parquet_img2dataset_rows_come_whole(tmp_path: Path) -> None:
     path = write(
@@ -126,6 +144,49 @@ def test_read_parquet_text_that_is_not_utf8_has_its_reason(tmp_path: Path, kind:
     assert first.texts[0] == Text(Source.WEB, 0, "caf\\xe9", reason=Reason.TEXT_NOT_UTF8)
     assert first.metadata["alt"] == "caf\\xe9"
     assert second.texts[0] == Text(Source.WEB, 0, "fine")
+
+
+TOO_LATE = [1, 2**62]  # for Python, in any unit but nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("column", "odd"),
+    [
+        (pa.array([1, 10**7], pa.int32()).cast(pa.date32()), 10**7),
+        (pa.array(TOO_LATE).cast(pa.timestamp("ms", "UTC")), 2**62),
+        (pa.array(TOO_LATE).cast(pa.timestamp("us")), 2**62),
+        (pa.array(TOO_LATE).cast(pa.time64("us")), 2**62),
+        (pa.array(TOO_LATE).cast(pa.duration("s")), 2**62),
+        (pa.array([[i] for i in TOO_LATE]).cast(pa.list_(pa.timestamp("us"))), [2**62]),
+        (pa.array([["fine"], [b"caf\xe9"]], pa.list_(pa.binary())), ["caf\\xe9"]),
+        (pa.array([[], [b"caf\xe9"]], pa.large_list(pa.large_binary())), ["caf\\xe9"]),
+        (
+            pa.array([None, {"a": [b"caf\xe9"], "b": 1}], pa.struct(BYTES_IN_LIST)),
+            {"a": ["caf\\xe9"], "b": 1},
+        ),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_read_parquet_odd_value_costs_no_other(tmp_path: Path, column: Any, odd: Any) -> None:
+    images = pa.array([b"x", b"y"], pa.binary())
+    path = write(tmp_path / "0.parquet", odd=unchecked(column), jpg=images, text=["a", "b"])
+    first, second = read_rows(path)
+    assert first.metadata["odd"] == unchecked(column)[0].as_py()
+    assert second.metadata["odd"] == odd
+    assert (first.image, second.image) == (b"x", b"y")
+
+
+def test_read_parquet_human_caption_that_is_not_utf8_costs_no_other(tmp_path: Path) -> None:
+    captions = unchecked(pa.array([[b"caf\xe9", b"fine"], None], pa.list_(pa.binary())))
+    images = pa.array([b"x", b"y"], pa.binary())
+    path = write(tmp_path / "0.parquet", caption=captions, jpg=images)
+    first, second = read_rows(path, source=Source.HUMAN)
+    assert first.texts == (
+        Text(Source.HUMAN, 0, "caf\\xe9", reason=Reason.TEXT_NOT_UTF8),
+        Text(Source.HUMAN, 1, "fine"),
+    )
+    assert first.metadata["caption"] == ["caf\\xe9", "fine"]
+    assert second.texts == (Text(Source.HUMAN, 0, None, reason=Reason.NO_TEXT),)
 
 
 def test_read_parquet_large_images_are_not_kept(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_partial_recalls_what_every_so_many_samples_put_aside(place: str) -> Non
     assert len(partial(place).recall()) == 8
 
 
-def test_partial_failed_samples_and_ranked_captions_come_back_as_they_were(place: str) -> None:
+def test_partial_left_out_samples_and_ranked_captions_come_back_as_they_were(place: str) -> None:
     texts = tuple(
         Text(Source.SYNTHETIC, i, f"text {i} \u202e\x1b[2J", Score(None, i / 3), Verdict.KEPT)
         for i in range(3)
@@ -47,10 +47,18 @@ def test_partial_failed_samples_and_ranked_captions_come_back_as_they_were(place
     failed = Annotated(
         Sample("2", None, "jpg", (lost,), problem=Reason.IMAGE_CORRUPT), (lost,), (), Verdict.FAILED
     )
-    partial(place, every=1).add([ranked, failed])
-    first, second = partial(place).recall()
+    out = Text(Source.WEB, 0, "a", Score(), Verdict.DROPPED, Reason.EVALUATION_IMAGE)
+    unwanted = Annotated(
+        Sample("3", None, "jpg", (out,), unwanted=Reason.EVALUATION_IMAGE),
+        (out,),
+        (),
+        Verdict.DROPPED,
+    )
+    partial(place, every=1).add([ranked, failed, unwanted])
+    first, second, third = partial(place).recall()
     assert recalled(first, ranked.sample) == ranked
     assert recalled(second, Sample("2", b"bytes", "jpg", (lost,))) == failed
+    assert recalled(third, Sample("3", b"bytes", "jpg", (out,))) == unwanted
 
 
 def test_partial_of_another_config_or_input_is_nobodys(place: str) -> None:
@@ -90,6 +98,16 @@ def test_partial_removed_leaves_nothing(place: str) -> None:
     one.add(many(3))
     one.remove()
     assert partial(place).recall() == []
+
+
+def test_partial_leaves_alone_what_is_of_shards_below_its_own(place: str) -> None:
+    below = Partial(place, "a/0/b", MADE_BY, every=1)
+    below.add(many(2))
+    one = partial(place, every=1)
+    assert one.recall() == []
+    one.add(many(3))
+    one.remove()
+    assert len(below.recall()) == 2
 
 
 def test_partial_is_json_of_a_few_hundred_bytes_a_sample(tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def test_publishing_to_a_store_killed_is_cleaned_on_its_machine(
         assert set(tmp_path.iterdir()) == {publication.path, tmp_path / "notes.tmp"}
 
 
+def test_publishing_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    for name in ("k" * 255, "\u732b" * 85):
+        publish.write_bytes(str(tmp_path / name), b"whole")
+        assert (tmp_path / name).read_bytes() == b"whole"
+
+
 def test_clean_temporary_file_of_another_host_goes_after_an_hour(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir()
     left = tmp_path / "ledger" / ".0.parquet.elsewhere-17-0123abcd.tmp"

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from capfilt.config import ImageConfig
 from capfilt.errors import InputError
 from capfilt.io import files, publish
 from capfilt.io.fields import NOT_SCORED
+from capfilt.io.ledger import LedgerWriter, read_ledger
 from capfilt.io.reader import read_samples
 from capfilt.io.tar import TarWriter, tar_key
 from capfilt.record import Annotated, Reason, Sample, Source, Text, Verdict
@@ -207,6 +209,20 @@ def test_read_tar_human_source_is_kept(tmp_path: Path) -> None:
         (Source.HUMAN, 0, "one"),
         (Source.HUMAN, 1, "two"),
     ]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2**15, 2**15), (2**15 + 1, 1)])
+def test_read_tar_human_captions_are_no_more_than_a_ledger_counts(
+    count: int, rows: int, tmp_path: Path
+) -> None:
+    members = [("1.jpg", jpeg()), ("1.json", json.dumps({"caption": ["a"] * count}).encode())]
+    [sample] = read(write_tar(tmp_path / "0.tar", members), source=Source.HUMAN)
+    texts = tuple(replace(text, verdict=Verdict.DROPPED) for text in sample.texts)
+    with LedgerWriter(tmp_path / "0.parquet", metadata={}) as ledger:
+        ledger.write(Annotated(sample, texts, (), Verdict.DROPPED))
+    found = [row for batch in read_ledger(str(tmp_path / "0.parquet")) for row in batch.to_pylist()]
+    assert [row["index"] for row in found] == list(range(rows))
+    assert {text.reason for text in texts} == {None if rows == count else Reason.TEXT_TOO_LONG}
 
 
 # Truncated and damaged tars

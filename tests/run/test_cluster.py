@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from capfilt.run.models import inspect_models
 from capfilt.run.task import Task
 from capfilt.run.verify import verify
 from capfilt.run.where import Where
+from capfilt.shard import InputShard
 from tests.run.conftest import commits, hashes, write_shard
 
 if TYPE_CHECKING:
@@ -221,6 +223,48 @@ def test_cluster_shard_that_kills_workers_fails_alone(
     }, errors
     [failed] = [o for o in outcomes if isinstance(o, GaveUp)]
     assert (failed.shard.id, failed.attempts) == ("00002", 3)
+    assert "died while it held this shard alone" in failed.error
+
+
+def test_cluster_worker_killed_for_its_memory_is_a_death_like_any_other(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    """Ray's monitor kills it, and its calls end in an error of Ray's that is none of an actor's.
+
+    A result which is such an error is raised by Ray in the same way.
+    """
+    from capfilt.cluster import Resources
+    from capfilt.run.cluster import ClusterEngine
+
+    def load(task: Task, cpus: int) -> Any:
+        from ray.exceptions import OutOfMemoryError
+
+        from capfilt.io.commits import Commit, InputRecord
+        from capfilt.run.meter import Meter
+
+        class Starved:
+            name, device, meter = "starved", "none", Meter(lanes=1)
+
+            def process(self, shard: InputShard, **_: Any) -> Any:
+                if shard.id == "00001":
+                    return OutOfMemoryError("Task was killed due to the node running low on memory")
+                counts = dict.fromkeys(("read", "kept", "dropped", "failed"), 0)
+                return Commit(shard.id, InputRecord.of(shard), "", {}, counts, {})
+
+            def in_flight(self) -> dict[str, Any]:
+                return {}
+
+        return Starved()
+
+    compute = replace(config.compute, max_attempts=2)
+    task = Task(replace(config, compute=compute), {}, str(tmp_path))
+    with ray_on_this_machine():
+        engine = ClusterEngine(task, Resources(1, 0, 1), load)
+        works = [Work(shard) for shard in find_shards(web).shards[:3]]
+        outcomes = [o for o in engine.execute(works) if o is not None]
+    assert {o.commit.shard for o in outcomes if isinstance(o, Done)} == {"00000", "00002"}
+    [failed] = [o for o in outcomes if isinstance(o, GaveUp)]
+    assert (failed.shard.id, failed.attempts) == ("00001", 2)
     assert "died while it held this shard alone" in failed.error
 
 

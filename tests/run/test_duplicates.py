@@ -3,20 +3,26 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from capfilt.config import ImageConfig, resolve
-from capfilt.errors import CommitError
+from capfilt.config import ImageConfig, RunConfig, resolve
+from capfilt.errors import CommitError, InputError
+from capfilt.io.commits import list_failures
 from capfilt.io.inputs import find_shards
+from capfilt.record import Sample
 from capfilt.run import duplicates
 from capfilt.run.duplicates import duplicates_among
 from capfilt.run.job import run
 from capfilt.run.status import status
 from capfilt.run.verify import verify
 from capfilt.run.where import Where
+from capfilt.shard import InputShard
 from tests.run.conftest import commits, hashes, ledger_rows
 from tests.select.test_pictures import photo, scaled
 
@@ -45,6 +51,11 @@ def run_with(copies: str, output: Path, captioner: str, *overrides: str, **where
     run(config, Where(input=copies, output=str(output), local=True, **where))
     assert verify(str(output)).problems == ()
     assert status(str(output)).done == 2
+
+
+def deduped(how: str, *overrides: str) -> RunConfig:
+    options = {"captioner": "stub", "filter": "none"}
+    return resolve(options=options, overrides=[f"images.dedupe={how}", *overrides])
 
 
 def reasons(output: Path) -> dict[str, str]:
@@ -80,8 +91,8 @@ def test_images_are_hashed_once(
     copies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = find_shards(copies).shards
-    config, output = ImageConfig(dedupe="perceptual"), str(tmp_path / "out")
-    found = duplicates_among(shards[:1], config, output)
+    config, output = deduped("perceptual"), str(tmp_path / "out")
+    found = duplicates_among(shards[:1], config, output).duplicates
     assert {name: len(of_shard) for name, of_shard in found.items()} == {"a": 0}
     looked: list[str] = []
     read = duplicates.read_samples
@@ -89,15 +100,15 @@ def test_images_are_hashed_once(
         duplicates, "read_samples", lambda shard, _: (looked.append(shard.id), read(shard, _))[1]
     )
     grown = duplicates_among(shards, config, output)
-    assert {name: len(of_shard) for name, of_shard in grown.items()} == {"a": 0, "b": 2}
+    assert {name: len(of_shard) for name, of_shard in grown.duplicates.items()} == {"a": 0, "b": 2}
     assert looked == ["b"]  # an input that has grown costs what is new
     changed = [replace(shards[0], version="another"), shards[1]]
     assert duplicates_among(changed, config, output) == grown
-    exact = duplicates_among(changed, replace(config, dedupe="exact"), output)
-    assert exact["b"] == {0: "duplicate_image"}
+    exact = duplicates_among(changed, deduped("exact"), output)
+    assert exact.duplicates["b"] == {0: "duplicate_image"}
     assert looked == ["b", "a", "a", "b"]
     (tmp_path / "out/looks/b.npz").write_text("{")
-    assert duplicates_among(changed, replace(config, dedupe="exact"), output) == exact
+    assert duplicates_among(changed, deduped("exact"), output) == exact
     assert looked[4:] == ["b"]
 
 
@@ -141,16 +152,64 @@ def test_an_evaluation_image_is_nobodys_original(
     assert reasons(tmp_path / "two") == held | {"b2": "image_too_small"}
 
 
-def test_duplicates_of_a_shard_that_cannot_be_read_are_looked_for_again(
-    copies: str, tmp_path: Path
+def test_shard_that_cannot_be_read_has_failed_and_the_others_go_on(
+    copies: str, captioner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not its worker could read it: a copy and its original would both stay."""
+    out, reads = tmp_path / "out", duplicates.read_samples
+
+    def read(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+        if shard.id == "a":
+            raise InputError(f"{shard.url}: the store has no time")
+        return reads(shard, limits)
+
+    config = resolve(
+        options={"captioner": captioner, "filter": "none"}, overrides=["images.dedupe=exact"]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "read_samples", read)
+        summary = run(config, Where(input=copies, output=str(out), local=True))
+    [failed] = summary.shards_failed
+    assert (failed.shard.id, failed.attempts) == ("a", 3)
+    assert failed.error.endswith("a.tar: the store has no time")
+    assert (summary.exit_code, summary.left_by_limit) == (1, 0)
+    assert list(commits(out)) == ["b"]
+    assert [failure.shard for failure in list_failures(str(out)).values()] == ["a"]
+    assert reasons(out) == {"b2": "image_too_small"}  # b0 is the only one of its looks
+    with monkeypatch.context() as patch:  # the only one that is left, on Ray: none is started
+        patch.setattr(duplicates, "read_samples", read)
+        again = run(config, Where(input=copies, output=str(out)))
+    assert (again.exit_code, again.shards_done) == (1, 0)
+    run_with(copies, out, captioner, "images.dedupe=exact")
+    assert list(commits(out)) == ["a", "b"]
+    assert not list_failures(str(out))
+    assert reasons(out) == {"b2": "image_too_small"}  # as where INPUT has grown by a
+
+
+def test_reads_that_fail_or_hang_once_change_nothing(
+    copies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = find_shards(copies).shards
-    whole = Path(copies, "b.tar").read_bytes()
-    Path(copies, "b.tar").write_bytes(whole[:1000])
-    config = ImageConfig(dedupe="exact")
-    assert duplicates_among(shards, config, str(tmp_path / "out")) == {"a": {}}
-    Path(copies, "b.tar").write_bytes(whole)
-    assert duplicates_among(shards, config, str(tmp_path / "out"))["b"] == {0: "duplicate_image"}
+    reads, released = duplicates.read_samples, threading.Event()
+    seen: list[str] = []
+
+    def read(shard: InputShard, limits: ImageConfig) -> Iterator[Sample]:
+        seen.append(shard.id)
+        yield from islice(reads(shard, limits), 2)
+        if seen.count(shard.id) == 1:
+            if shard.id == "b":
+                released.wait()
+            raise InputError("the connection was reset")
+        yield from islice(reads(shard, limits), 2, None)
+
+    monkeypatch.setattr(duplicates, "read_samples", read)
+    config = deduped("exact", "compute.read_timeout_s=10")
+    try:
+        found = duplicates_among(shards, config, str(tmp_path / "out"))
+    finally:
+        released.set()
+    assert found == ({"a": {}, "b": {0: "duplicate_image"}}, {})
+    assert seen == ["a", "b", "a", "b"]
 
 
 def test_run_drops_images_of_an_evaluation_set(copies: str, captioner: str, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 
 from capfilt.config import RunConfig, resolve
 from capfilt.errors import ConfigError, InputError, ModelError
+from capfilt.io.commits import Failure, InputRecord, write_failure
+from capfilt.io.inputs import find_shards
 from capfilt.record import Source, Verdict
 from capfilt.run.status import status
 from capfilt.run.verify import verify
@@ -193,6 +195,31 @@ def test_run_truncated_shard_fails_alone_and_is_tried_again(
     summary = local(config, web, tmp_path / "out")
     assert summary.shards_done == 1
     assert status(str(tmp_path / "out")).failures == ()
+
+
+def test_run_with_a_limit_takes_what_has_failed_last(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    Path(web, "00000.tar").write_bytes(b"")
+    found = [local(config, web, out, limit=1) for _ in range(4)]
+    assert [len(summary.shards_failed) for summary in found] == [1, 0, 0, 0]
+    assert sorted(commits(out)) == ["00001", "00002", "00003"]
+    assert len(local(config, web, out, limit=1).shards_failed) == 1
+
+
+def test_run_forgets_the_failure_of_a_shard_that_is_done_since(
+    config: RunConfig, web: str, tmp_path: Path
+) -> None:
+    """As a driver leaves it that dies between the two."""
+    out = tmp_path / "out"
+    local(config, web, out, limit=1)
+    first, second, *_ = find_shards(web).shards
+    for shard in (first, second):
+        write_failure(str(out), Failure(shard.id, InputRecord.of(shard), 3, "cut"))
+    assert [failure.shard for failure in status(str(out)).failures] == [second.id]
+    local(config, web, out)
+    assert list((out / "failures").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import tarfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from capfilt.errors import CommitError
 from capfilt.io import lease
 from capfilt.io.commits import list_commits, remove_commit
 from capfilt.io.inputs import find_shards
+from capfilt.io.likeness import EvaluationSet
 from capfilt.models.images import PixelSpec
 from capfilt.record import ModelIdentity, Score
-from capfilt.run.attempt import Attempt
+from capfilt.run.attempt import Attempt, OvertakenError
 from capfilt.run.task import Task
 from capfilt.run.worker import Worker
 
@@ -154,6 +157,40 @@ def test_worker_batches_are_full_whatever_fails_between(tmp_path: Path) -> None:
     assert (commit.counts["read"], commit.counts["failed"]) == (50, 10)
 
 
+def test_worker_that_goes_on_has_the_batches_of_one_that_was_not_disturbed(tmp_path: Path) -> None:
+    """Among what was put aside are images of an evaluation set, which no batch counts."""
+
+    class Ending(Flow):
+        def caption(self, pixels: Sequence[Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+            if "000012" in keys:
+                raise SystemError("the machine is taken away")
+            return super().caption(pixels, keys)
+
+    good, held = noise_jpeg(40), noise_jpeg(41)
+    path = tmp_path / "web" / "0.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for i in range(20):
+            member = tarfile.TarInfo(f"{i:06d}.jpg")
+            member.size = len(held if i < 3 else good)
+            tar.addfile(member, io.BytesIO(held if i < 3 else good))
+    excluded = EvaluationSet(frozenset({sha256(held).digest()}), np.zeros(0, np.uint64))
+    [shard] = find_shards(str(tmp_path / "web")).shards
+    overrides = ["compute.batch_size=4", "compute.checkpoint_every=4"]
+
+    def worker(flow: Flow, out: str) -> Worker:
+        made = make_worker(tmp_path / out, flow, overrides)
+        return Worker(replace(made.task, excluded=excluded), flow, flow)
+
+    whole, ending, again = Flow(), Ending(), Flow()
+    worker(whole, "whole").process(shard)
+    with pytest.raises(SystemError):
+        worker(ending, "parts").process(shard)
+    worker(again, "parts").process(shard)
+    assert 0 < len(again.batches) < len(whole.batches)
+    assert again.batches == whole.batches[-len(again.batches) :]
+
+
 def test_worker_takes_two_shards_at_once_but_its_models_one_batch(tmp_path: Path) -> None:
     class OneAtATime(Flow):
         def __init__(self) -> None:
@@ -265,3 +302,24 @@ def test_worker_whose_lease_is_lost_while_it_publishes_does_not_commit(tmp_path:
         with pytest.raises(CommitError, match="another has taken over, somebody"):
             worker.process(shard, attempt=Late())
     assert list_commits(str(tmp_path / "out")) == {}
+
+
+def test_worker_that_was_overtaken_leaves_what_it_has_until_the_shard_is_done(
+    tmp_path: Path,
+) -> None:
+    """Whoever was first may still fail to publish."""
+    write_tar(tmp_path / "web" / "00000.tar", noise_jpeg(32), 6)
+    [shard] = find_shards(str(tmp_path / "web")).shards
+    overrides = ["compute.batch_size=2", "compute.checkpoint_every=4"]
+    aside = tmp_path / "out" / "partial" / "00000"
+    for _ in range(2):
+        with pytest.raises(OvertakenError):
+            make_worker(tmp_path, Flow(), overrides).process(shard, attempt=Attempt(lambda: False))
+        assert [file.name for file in aside.iterdir()] == ["000000000-000000004.json"]
+    flow = Flow()
+    make_worker(tmp_path, flow, overrides).process(shard)
+    assert flow.batches == [["000004", "000005"]]
+    assert not aside.exists()
+    with pytest.raises(OvertakenError):
+        make_worker(tmp_path, Flow(), overrides).process(shard, attempt=Attempt(lambda: False))
+    assert not aside.exists()
