@@ -26,14 +26,17 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from capfilt.demo.claim import Claim, Mention, draw_claim
 from capfilt.demo.dataset import make_world, write_human
 from capfilt.demo.demo import SIDE
 from capfilt.demo.grammar import say, words
+from capfilt.demo.nouns import NOUNS
 from capfilt.demo.scene import (
     COUNTS,
+    Group,
     Scene,
     direction,
     draw_scene,
@@ -70,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_both(folder / "pairs", twins, SIDE // 2)
     fours = [member for number in range(6000) for member in draw_four(number)]
     write_both(folder / "counts", fours, SIDE)
+    threes = [member for number in range(16_000) for member in draw_three(number)]
+    write_both(folder / "details", threes, SIDE)
     lines = vocabulary([*words(), *web_words(), *PROMPT.split()])
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
 
@@ -128,6 +133,47 @@ def draw_four(number: int) -> Iterator[Picture]:
         others = [other for other in scenes if other is not scene]
         texts = tuple(_tell(scene, [], others, style, rng) for style in _STYLES)
         yield Picture(f"{4 * number + place:06d}", scene, texts, WebText("", "empty"))
+
+
+def draw_three(number: int) -> Iterator[Picture]:
+    """Draw things of which one group, in each picture, has another number or is of other things."""
+    rng = random.Random(f"{SEED}/three/{number}")
+    draw = _draw_numbers if number % 2 else _draw_things
+    while True:
+        scenes = draw(draw_scene(rng), rng)
+        if scenes and not any(scene.is_held_out for scene in scenes):
+            break
+    for place, scene in enumerate(scenes):
+        others = [other for other in scenes if other is not scene]
+        texts = tuple(_tell(scene, [], others, style, rng) for style in _STYLES)
+        yield Picture(f"{3 * number + place:06d}", scene, texts, WebText("", "empty"))
+
+
+def _draw_numbers(first: Scene, rng: random.Random) -> list[Scene]:
+    """Two, three and four of a group's things, none where their sizes would tell."""
+    changed = rng.randrange(len(first.groups))
+    scenes = []
+    for count in (2, 3, 4):  # of one alone there is no text that is false of more
+        counts = [group.count for group in first.groups]
+        counts[changed] = count
+        scenes.append(recount(first, counts, rng))
+    sizes = {tuple(group.size for group in scene.groups) for scene in scenes}
+    return scenes if len(sizes) == 1 else []
+
+
+def _draw_things(first: Scene, rng: random.Random) -> list[Scene]:
+    """Three kinds of things in a group's place, of its colour if they come in it."""
+    changed = rng.choice(first.groups)
+    there = {group.noun for group in first.groups}
+    others = rng.sample([noun for noun in NOUNS if noun not in there], 2)
+    return [first, *(_rename(first, changed, noun, rng) for noun in others)]
+
+
+def _rename(scene: Scene, changed: Group, noun: str, rng: random.Random) -> Scene:
+    colours = NOUNS[noun].colours
+    colour = changed.colour if changed.colour in colours else rng.choice(colours or ("",))
+    renamed = replace(changed, noun=noun, colour=colour)
+    return replace(scene, groups=tuple(renamed if g is changed else g for g in scene.groups))
 
 
 def _relate(scene: Scene, *, turned: bool) -> Claim:

@@ -55,6 +55,27 @@ def test_a_fours_pictures_differ_in_numbers_alone_and_their_texts_say_so(
                     assert not any(tell_true(member, other))
 
 
+def test_a_threes_pictures_differ_in_one_group_alone_and_their_texts_say_so(
+    script: ModuleType,
+) -> None:
+    for number in range(60):
+        three = list(script.draw_three(number))
+        scenes = [member.scene for member in three]
+        assert not any(scene.is_held_out for scene in scenes)
+        assert len({(*directions(scene), scene.background) for scene in scenes}) == 1
+        groups = list(zip(*(scene.groups for scene in scenes), strict=True))
+        assert all(len({g.size for g in same}) == 1 for same in groups)
+        nouns = [len({g.noun for g in same}) for same in groups]
+        counts = [len({g.count for g in same}) for same in groups]
+        one, alike = sorted([3, *[1] * (len(groups) - 1)]), [1] * len(groups)
+        assert (sorted(nouns), sorted(counts)) in ((one, alike), (alike, one))
+        for member in three:
+            assert all(tell_true(member, member.scene))
+            for other in scenes:
+                if other is not member.scene:
+                    assert not any(tell_true(member, other))
+
+
 def test_twins_differ_in_places_alone_and_their_texts_say_so(script: ModuleType) -> None:
     for number in range(40):
         one, other = script.draw_twins(number)
