@@ -168,7 +168,7 @@ def load_pretrained(encoder: MatchModel, decoder: CaptionModel, folder: str) -> 
 def start_captioner(
     folder: str, image_size: int, drop: DropConfig, recompute: RecomputeConfig
 ) -> CaptionModel:
-    """A captioner to finetune, from a `BlipForConditionalGeneration`.
+    """A captioner to finetune, from a `BlipForConditionalGeneration`; in fp32, as optimisers need it.
 
     Raises:
         ModelError: As `capfilt.models.load.load_captioner`.
@@ -178,7 +178,7 @@ def start_captioner(
     with made_from(path):
         settings = blip_settings(path)
         config = _config(med_config(settings), image_size, drop, recompute)
-        return load_caption_model(path, settings, config)
+        return load_caption_model(path, settings, config).float()
 
 
 def start_filter(
@@ -191,7 +191,7 @@ def start_filter(
     with made_from(path):
         settings = blip_settings(path)
         config = _config(med_config(settings), image_size, drop, recompute)
-        return load_match_model(path, settings, config)
+        return load_match_model(path, settings, config).float()
 
 
 def start_temperature(folder: str) -> float:

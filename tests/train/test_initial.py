@@ -257,6 +257,31 @@ def test_finetuning_goes_on_from_pretraining_at_another_resolution(pretrained: P
         filter_.check_batch(7, 1)
 
 
+def test_training_from_half_precision_is_of_fp32(pretrained: Path) -> None:
+    halves = {}
+    for role in ("captioner", "filter"):
+        path = pretrained / role / "model.safetensors"
+        halves[role] = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves[role], path, metadata={"format": "pt"})
+    words = "text_decoder.bert.embeddings.word_embeddings.weight"
+    captioner = CaptionerFinetune.load(
+        CaptionerConfig(str(pretrained / "captioner"), image_size=32),
+        vocabulary=pretrained / "captioner",
+        seed=0,
+    )
+    assert torch.equal(captioner.captioner.text.words.weight, halves["captioner"][words].float())
+    filter_ = FilterFinetune.load(
+        FilterConfig(str(pretrained / "filter"), image_size=32),
+        vocabulary=pretrained / "filter",
+        seed=0,
+    )
+    again = BlipPretrain.load(
+        replace(CONFIG, start=str(pretrained)), vocabulary=pretrained / "filter", seed=0
+    )
+    for model in (captioner, filter_, again):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_finetuning_goes_on_with_the_temperature_that_was_learned(tmp_path: Path) -> None:
     model = make_model()
     with torch.no_grad():
