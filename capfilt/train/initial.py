@@ -168,7 +168,7 @@ def load_pretrained(encoder: MatchModel, decoder: CaptionModel, folder: str) -> 
 def start_captioner(
     folder: str, image_size: int, drop: DropConfig, recompute: RecomputeConfig
 ) -> CaptionModel:
-    """A captioner to finetune, from a `BlipForConditionalGeneration`; in fp32, as optimisers need it.
+    """A captioner to finetune, in fp32, from a `BlipForConditionalGeneration`.
 
     Raises:
         ModelError: As `capfilt.models.load.load_captioner`.
