@@ -14,6 +14,7 @@ python "$here/share.py" captioner_pairs/captioner pretrained/filter shared
 capfilt train blip_finetune_filter -c "$here/filter_pairs.yaml" --out filter_pairs
 capfilt train blip_finetune_filter -c "$here/filter.yaml" --out finetuned_filter
 capfilt train blip_finetune_filter -c "$here/filter_counts.yaml" --out filter_counts
-python "$here/bundle.py" captioner_counts/captioner filter_counts/filter \
+capfilt train blip_finetune_filter -c "$here/filter_details.yaml" --out filter_details
+python "$here/bundle.py" captioner_counts/captioner filter_details/filter \
     "$here/../../capfilt/demo/checkpoint"
 capfilt demo demo --pictures 1000
