@@ -40,25 +40,28 @@ def bootstrap(seed: Seed) -> None:
     first = seed.pretrain("raw", web)
     seed.arm("raw", web)
     captioner, filter_ = seed.finetune(first, "captioner"), seed.finetune(first, "filter")
-    run = seed.run("1", captioner, filter_)
-    seed.measure_modules("1", captioner, filter_, run)
-
-    model = seed.arm("both", seed.texts(run))
-    if "captioner" in arms:
+    seed.measure_modules("1", captioner, filter_)
+    if "captioner" in arms:  # before all that a poor filter could end
         unfiltered = seed.run("unfiltered", captioner, None)
         seed.arm("captioner", seed.texts(unfiltered))
+    run = seed.run("1", captioner, filter_)
+    seed.measure_harvest("1", run)
+
+    model = seed.arm("both", seed.texts(run))
     seed.arm("filter", seed.texts(run, "web"))
     seed.arm("repeat", web, as_long_as=seed.texts(run))
     seed.arm("continue", seed.texts(run), start=first)
 
     if "shared" in arms:
         captioner, filter_ = seed.finetune_jointly(first)
+        seed.measure_modules("shared", captioner, filter_)
         run = seed.run("shared", captioner, filter_)
-        seed.measure_modules("shared", captioner, filter_, run)
+        seed.measure_harvest("shared", run)
         seed.arm("shared", seed.texts(run))
 
     for number in range(2, seed.config.rounds + 1):
         captioner, filter_ = seed.finetune(model, "captioner"), seed.finetune(model, "filter")
+        seed.measure_modules(f"{number}", captioner, filter_)
         run = seed.run(f"{number}", captioner, filter_)
-        seed.measure_modules(f"{number}", captioner, filter_, run)
+        seed.measure_harvest(f"{number}", run)
         model = seed.arm(f"both-{number}", seed.texts(run))

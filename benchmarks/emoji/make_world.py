@@ -16,6 +16,8 @@ pairs/    48,000 of two kinds of things, each beside one of the same things else
           a word or two among many, and stayed unlearned. Lists as in family/
 counts/   24,000 in fours: the same things in other numbers, smaller where they must be. Their texts
           are true of one of the four
+details/  48,000 in threes that differ in one group alone: in how many there are, or in what they
+          are. In counts/ all groups differ, and any of them gives a wrong text away
 evaluation/  1,000 of unseen scenes to measure on
 vocab.txt    the words of all
 """

@@ -23,7 +23,7 @@ from capfilt.bootstrap.page import page
 from capfilt.bootstrap.plot import plot
 from capfilt.bootstrap.results import Results
 from capfilt.bootstrap.seed import Seed
-from capfilt.errors import ConfigError
+from capfilt.errors import CapfiltError, ConfigError
 from capfilt.io import files
 from capfilt.io.publish import write_bytes
 from capfilt.schema import differences, to_dict
@@ -78,7 +78,12 @@ class Experiment:
             self.loop(Seed(seed, out / f"seed-{seed}", config, material, agenda, live))
             so_far = replace(config, seeds=config.seeds[: config.seeds.index(seed) + 1])
             agenda.add(f"seed {seed}: write the results", partial(_write, out, so_far))
-        agenda.work()
+        try:
+            agenda.work()
+        except CapfiltError:
+            if Results.read(out, config).seeds:
+                _write(out, config)  # what was measured says why
+            raise
         return Results.read(out, config)
 
 

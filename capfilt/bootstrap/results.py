@@ -10,11 +10,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from capfilt.bootstrap.config import ARMS, BootstrapConfig
-from capfilt.bootstrap.figures import Figures
+from capfilt.bootstrap.figures import Figures, Values
 
 # Table 1, best first; the controls have no place in it.
 ORDER = ("both", "captioner", "filter", "raw")
-MODULES = "modules-"
+# Whose differences the controls are for.
+_CONTROLS = (("repeat", "raw"), ("continue", "both"), ("shared", "both"))
+_PAIRS = _MODULES, _HARVEST = "modules-", "harvest-"
 # Source: BLIP, arXiv:2201.12086, Tables 2 and 4.
 PAPER_NOISE_RATIO, PAPER_SHARED_NOISE_RATIO = 0.25, 0.08
 
@@ -58,16 +60,16 @@ class Results:
         folders = {seed: out / f"seed-{seed}" / "figures" for seed in config.seeds}
         seeds = tuple(seed for seed, folder in folders.items() if any(folder.glob("*.json")))
         names = {path.stem for seed in seeds for path in folders[seed].glob("*.json")}
-        names = {name for name in names if _is_wanted(name, config)}
-        found = {
+        numbers = {name[len(p) :] for name in names for p in _PAIRS if name.startswith(p)}
+        arms = {
             name: [Figures.read(folders[seed] / f"{name}.json") for seed in seeds]
             for name in sorted(names, key=_place)
+            if _is_wanted_arm(name, config)
         }
-        arms = {name: rows for name, rows in found.items() if not name.startswith(MODULES)}
         modules = {
-            name.removeprefix(MODULES): rows
-            for name, rows in found.items()
-            if name.startswith(MODULES)
+            name: [_of_pair(folders[seed], name) for seed in seeds]
+            for name in sorted(numbers, key=_place)
+            if _is_wanted_pair(name, config)
         }
         return cls(
             seeds=seeds,
@@ -89,11 +91,21 @@ class Results:
         return {"seeds": list(self.seeds), **tables, "warnings": list(self.warnings)}
 
 
-def _is_wanted(name: str, config: BootstrapConfig) -> bool:
+def _is_wanted_arm(name: str, config: BootstrapConfig) -> bool:
     """Others may be there from before, measured in another way."""
-    arm, _, number = name.removeprefix(MODULES).partition("-")
-    is_arm = arm in config.arms and int(number or 1) <= config.rounds
-    return is_arm or (name.startswith(MODULES) and arm.isdigit() and int(arm) <= config.rounds)
+    arm, _, number = name.partition("-")
+    return arm in config.arms and int(number or 1) <= config.rounds
+
+
+def _is_wanted_pair(name: str, config: BootstrapConfig) -> bool:
+    return int(name) <= config.rounds if name.isdigit() else name in config.arms
+
+
+def _of_pair(folder: Path, name: str) -> Values:
+    """A captioner's and a filter's figures, and those of what they made of the web."""
+    return Figures.read(folder / f"{_MODULES}{name}.json") | Figures.read(
+        folder / f"{_HARVEST}{name}.json"
+    )
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -110,9 +122,9 @@ def _row(of_seeds: Sequence[Mapping[str, float]]) -> Row:
 
 
 def _differences(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Row]:
-    """Of neighbours in Table 1's order and of its ends; only seeds that have both count."""
+    """Of neighbours in Table 1's order, of its ends and of the controls, seed by seed."""
     found = {}
-    for better, worse in (*pairwise(ORDER), (ORDER[0], ORDER[-1])):
+    for better, worse in (*pairwise(ORDER), (ORDER[0], ORDER[-1]), *_CONTROLS):
         if better in arms and worse in arms:
             rows = [
                 {name: a[name] - b[name] for name in a if name in b}

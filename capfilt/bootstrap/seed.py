@@ -180,8 +180,9 @@ class Seed:
                 raise InputError(f"{self.material.web}: shard {failed.shard.id}: {failed.error}")
             if not summary.tally.samples[Verdict.KEPT]:
                 raise TrainingError(
-                    f"{folder}: the filter keeps no text at all. Remove this folder and lower "
-                    "run.selection.min_match_prob, or remove the filter's, too, and train it longer"
+                    f"{folder}: the filter keeps no text at all. Where results.md gives it a ROC "
+                    "AUC near 50, train it longer, else lower run.selection.min_match_prob; "
+                    "remove this folder, and the filter's if that changes"
                 )
             return summary.shards_done > 0
 
@@ -211,17 +212,26 @@ class Seed:
             self._measure_model(name, folder)
         return folder
 
-    def measure_modules(self, name: str, captioner: Path, filter_: Path, run: Path) -> None:
-        """Measure a finetuned captioner and filter, and what they made of the web."""
+    def measure_modules(self, name: str, captioner: Path, filter_: Path) -> None:
+        """Measure a finetuned captioner and filter."""
 
         def do() -> bool:
             found = self._figures(f"modules-{name}")
             found.captions(captioner, self.config.captioner.model.lm.prompt)
             found.matching(filter_)
-            found.harvest(run)
             return found.save()
 
         self._add(f"measure modules {name}", "measure modules", do)
+
+    def measure_harvest(self, name: str, run: Path) -> None:
+        """Measure what a captioner and a filter made of the web."""
+
+        def do() -> bool:
+            found = self._figures(f"harvest-{name}")
+            found.harvest(run)
+            return found.save()
+
+        self._add(f"measure harvest {name}", "measure harvest", do)
 
     def _measure_model(self, arm: str, model: Path) -> None:
         """As it is and, where wanted, its captions once finetuned."""

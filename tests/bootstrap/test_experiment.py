@@ -65,7 +65,7 @@ def test_every_arm_is_pretrained_on_its_texts_and_the_human_set(done: Done) -> N
 
 
 def test_arms_differ_in_their_texts_alone(done: Done) -> None:
-    """As many texts an epoch, so the human set has the same share and the rate falls alike."""
+    """As many texts an epoch, so the human set has the same share, and epochs end at one step."""
     seed = done[0] / "seed-0"
 
     def kept(run: str, *sources: str) -> int:
@@ -81,15 +81,10 @@ def test_arms_differ_in_their_texts_alone(done: Done) -> None:
         "shared": kept("shared", "web", "synthetic"),
         "both-2": kept("2", "web", "synthetic"),
     }
-    rates = set()
     for arm, count in texts.items():
         web, human = trained(seed / arm)["data"]["datasets"]
         assert web["weight"] * count == pytest.approx(96), arm
         assert human["weight"] == 1.0
-        log = map(json.loads, (seed / arm / "log.jsonl").read_text().splitlines())
-        rates.add(tuple(row["lr"] for row in log if "lr" in row))
-    assert len(rates) == 1
-    assert len(rates.pop()) == 4
     assert len(set(texts.values())) > 3  # there was something to even out
 
 
@@ -230,7 +225,7 @@ def test_killed_experiment_goes_on_to_the_same_figures(done: Done, tmp_path: Pat
     expected = done[1].to_dict()
     assert found["arms"] == {arm: expected["arms"][arm] for arm in ("raw", "both")}
     assert found["modules"] == {"1": expected["modules"]["1"]}
-    assert "part 2 of 11: seed 0: pre-train raw" in again.stderr
+    assert "part 2 of 12: seed 0: pre-train raw" in again.stderr
 
 
 def test_images_of_ones_own_take_the_place_of_the_world(done: Done, tmp_path: Path) -> None:
@@ -339,6 +334,11 @@ def test_list_names_the_experiment(
 
 
 def test_filter_that_keeps_nothing_is_said(tmp_path: Path) -> None:
-    config = resolve("run.selection.min_match_prob=1.0", "arms=[raw, both]", "rounds=1")
-    with pytest.raises(TrainingError, match=r"the filter keeps no text at all\. Remove this"):
+    config = resolve("run.selection.min_match_prob=1.0", "arms=[raw, captioner, both]", "rounds=1")
+    with pytest.raises(TrainingError, match=r"the filter keeps no text at all\. Where results"):
         Experiment.load().run(config, tmp_path)
+    # What needs no filter has been done, and what was measured is there.
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["arms"]) == {"raw", "captioner"}
+    assert {"auc", "captions_true"} <= set(found["modules"]["1"])
+    assert "| captioner |" in (tmp_path / "results.md").read_text()

@@ -51,6 +51,18 @@ def test_differences_are_between_models_of_one_seed(out: Path) -> None:
     assert spread.deviation == pytest.approx(0.01)
 
 
+def test_controls_are_held_against_what_they_are_for(tmp_path: Path) -> None:
+    for number, arm in enumerate(("raw", "both", "repeat", "continue", "shared")):
+        write(tmp_path, 0, arm, ir_r1=0.1 * number)
+    differences = read(tmp_path).differences
+    assert {name: round(row["ir_r1"].mean, 6) for name, row in differences.items()} == {
+        "both - raw": 0.1,
+        "repeat - raw": 0.2,
+        "continue - both": 0.2,
+        "shared - both": 0.3,
+    }
+
+
 def test_seed_that_lacks_an_arm_takes_no_part_in_its_differences(out: Path) -> None:
     (out / "seed-1/figures/both.json").unlink()
     results = read(out)
@@ -61,9 +73,11 @@ def test_seed_that_lacks_an_arm_takes_no_part_in_its_differences(out: Path) -> N
 def test_arms_and_rounds_that_are_not_wanted_are_left_out(out: Path) -> None:
     write(out, 0, "both-2", ir_r1=0.7)
     for name in ("1", "2", "shared"):
-        write(out, 0, f"modules-{name}", noise_ratio=0.2)
+        write(out, 0, f"modules-{name}", auc=0.8)
+        write(out, 0, f"harvest-{name}", noise_ratio=0.2)
     less = Results.read(out, resolve("seeds=[0, 1]", "arms=[raw, both]", "rounds=1"))
     assert (list(less.arms), list(less.modules)) == (["raw", "both"], ["1"])
+    assert set(less.modules["1"]) == {"auc", "noise_ratio"}
     more = Results.read(out, resolve("seeds=[0, 1]", "arms=[raw, both, shared]"))
     assert (list(more.arms), set(more.modules)) == (["raw", "both", "both-2"], {"1", "2", "shared"})
 
@@ -80,7 +94,7 @@ def test_noise_ratio_that_falls_as_with_shared_weights_is_warned_of(
     second: float, is_warned: bool, tmp_path: Path
 ) -> None:
     for name, ratio in (("1", 0.2), ("2", second), ("shared", 0.05)):
-        write(tmp_path, 0, f"modules-{name}", noise_ratio=ratio)
+        write(tmp_path, 0, f"harvest-{name}", noise_ratio=ratio)
     results = read(tmp_path)
     assert bool(results.warnings) == is_warned
     assert ("**Warning**: round 2: the noise ratio fell from 20.0%" in page(results)) == is_warned
@@ -91,8 +105,8 @@ def test_noise_ratio_of_a_round_is_held_against_the_same_seeds_first(
     second: float, is_warned: bool, tmp_path: Path
 ) -> None:
     for seed, ratio in enumerate((0.2, 0.45, 0.45)):
-        write(tmp_path, seed, "modules-1", noise_ratio=ratio)
-    write(tmp_path, 0, "modules-2", noise_ratio=second)
+        write(tmp_path, seed, "harvest-1", noise_ratio=ratio)
+    write(tmp_path, 0, "harvest-2", noise_ratio=second)
     assert bool(read(tmp_path).warnings) == is_warned
 
 
