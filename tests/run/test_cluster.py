@@ -135,6 +135,7 @@ def test_cluster_two_workers_give_the_bytes_of_one(
     assert len(workers) == 2
 
 
+@pytest.mark.slow  # tests/faults/test_kills.py kills ten, a worker among them
 def test_cluster_worker_killed_in_mid_shard_changes_nothing(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_cluster_worker_killed_in_mid_shard_changes_nothing(
     assert verify(str(tmp_path)).problems == ()
 
 
+@pytest.mark.slow  # tests/faults/test_kills.py kills ten, a driver among them
 def test_cluster_driver_killed_in_mid_shard_then_resumed_changes_nothing(
     big_web: str, captioner: str, filter_: str, undisturbed: Path, tmp_path: Path
 ) -> None:
