@@ -122,9 +122,12 @@ def _row(of_seeds: Sequence[Mapping[str, float]]) -> Row:
 
 
 def _differences(arms: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Row]:
-    """Of neighbours in Table 1's order, of its ends and of the controls, seed by seed."""
+    """Of neighbours in Table 1's order, of its ends, of controls and rounds, seed by seed."""
     found = {}
-    for better, worse in (*pairwise(ORDER), (ORDER[0], ORDER[-1]), *_CONTROLS):
+    rounds = pairwise([ORDER[0], *(name for name in arms if name.startswith(f"{ORDER[0]}-"))])
+    for better, worse in (
+        *pairwise(ORDER), (ORDER[0], ORDER[-1]), *_CONTROLS, *((b, a) for a, b in rounds)
+    ):  # fmt: skip
         if better in arms and worse in arms:
             rows = [
                 {name: a[name] - b[name] for name in a if name in b}

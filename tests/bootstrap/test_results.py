@@ -51,15 +51,18 @@ def test_differences_are_between_models_of_one_seed(out: Path) -> None:
     assert spread.deviation == pytest.approx(0.01)
 
 
-def test_controls_are_held_against_what_they_are_for(tmp_path: Path) -> None:
-    for number, arm in enumerate(("raw", "both", "repeat", "continue", "shared")):
+def test_controls_and_rounds_are_held_against_what_they_are_for(tmp_path: Path) -> None:
+    arms = ("raw", "both", "repeat", "continue", "shared", "both-2", "both-3")
+    for number, arm in enumerate(arms):
         write(tmp_path, 0, arm, ir_r1=0.1 * number)
-    differences = read(tmp_path).differences
+    differences = Results.read(tmp_path, resolve("seeds=[0]", "rounds=3")).differences
     assert {name: round(row["ir_r1"].mean, 6) for name, row in differences.items()} == {
         "both - raw": 0.1,
         "repeat - raw": 0.2,
         "continue - both": 0.2,
         "shared - both": 0.3,
+        "both-2 - both": 0.4,
+        "both-3 - both-2": 0.1,
     }
 
 
