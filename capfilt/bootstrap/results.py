@@ -16,6 +16,7 @@ from capfilt.bootstrap.figures import Figures, Values
 ORDER = ("both", "captioner", "filter", "raw")
 # Whose differences the controls are for.
 _CONTROLS = (("repeat", "raw"), ("continue", "both"), ("shared", "both"))
+# Files of a captioner-and-filter pair: of the two, and of what they made of the web.
 _PAIRS = _MODULES, _HARVEST = "modules-", "harvest-"
 # Source: BLIP, arXiv:2201.12086, Tables 2 and 4.
 PAPER_NOISE_RATIO, PAPER_SHARED_NOISE_RATIO = 0.25, 0.08
@@ -60,7 +61,7 @@ class Results:
         folders = {seed: out / f"seed-{seed}" / "figures" for seed in config.seeds}
         seeds = tuple(seed for seed, folder in folders.items() if any(folder.glob("*.json")))
         names = {path.stem for seed in seeds for path in folders[seed].glob("*.json")}
-        numbers = {name[len(p) :] for name in names for p in _PAIRS if name.startswith(p)}
+        pairs = {name[len(p) :] for name in names for p in _PAIRS if name.startswith(p)}
         arms = {
             name: [Figures.read(folders[seed] / f"{name}.json") for seed in seeds]
             for name in sorted(names, key=_place)
@@ -68,7 +69,7 @@ class Results:
         }
         modules = {
             name: [_of_pair(folders[seed], name) for seed in seeds]
-            for name in sorted(numbers, key=_place)
+            for name in sorted(pairs, key=_place)
             if _is_wanted_pair(name, config)
         }
         return cls(

@@ -65,7 +65,7 @@ def test_every_arm_is_pretrained_on_its_texts_and_the_human_set(done: Done) -> N
 
 
 def test_arms_differ_in_their_texts_alone(done: Done) -> None:
-    """As many texts an epoch, so the human set has the same share, and epochs end at one step."""
+    """As many texts an epoch, so the human set has the same share and rates fall at one step."""
     seed = done[0] / "seed-0"
 
     def kept(run: str, *sources: str) -> int:
@@ -81,10 +81,16 @@ def test_arms_differ_in_their_texts_alone(done: Done) -> None:
         "shared": kept("shared", "web", "synthetic"),
         "both-2": kept("2", "web", "synthetic"),
     }
+    logs = set()
     for arm, count in texts.items():
         web, human = trained(seed / arm)["data"]["datasets"]
         assert web["weight"] * count == pytest.approx(96), arm
         assert human["weight"] == 1.0
+        rows = map(json.loads, (seed / arm / "log.jsonl").read_text().splitlines())
+        # By shares of an epoch the rate falls, once the warm-up is over; here it never is.
+        logs.add(tuple((row["epoch"], row["lr"]) for row in rows if "lr" in row))
+    assert len(logs) == 1
+    assert len(logs.pop()) == 4
     assert len(set(texts.values())) > 3  # there was something to even out
 
 
