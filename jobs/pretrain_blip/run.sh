@@ -12,6 +12,12 @@ done < "$here/job.env"
 : "${OUT:?set it in job.env: the folder of the training, which every machine sees}"
 OUT=$(date -u "+$OUT")
 
+# Ends what runs in the background. A fork of this shell forgets a signal until it is the command.
+end() {
+    while cmp -s "/proc/$$/cmdline" "/proc/$1/cmdline"; do sleep 0.05; done
+    kill -TERM "$1" 2> /dev/null || true
+}
+
 # Runs a command, which gets the signals that this script gets, and remembers the worst exit code.
 worst=0 child='' stopped=''
 attempt() {
@@ -19,16 +25,16 @@ attempt() {
     if [[ $stopped ]]; then exit 130; fi
     "$@" &
     child=$!
-    if [[ $stopped ]]; then kill -TERM "$child" 2> /dev/null || true; fi  # it came just before
+    if [[ $stopped ]]; then end "$child"; fi  # it came just before
     wait "$child" || code=$?
     if [[ $stopped ]]; then
-        wait "$child" || true
+        wait "$child" 2> /dev/null || true
         exit 130
     fi
     if (( code > worst )); then worst=$code; fi
     return "$code"
 }
-trap 'stopped=1; if [[ $child ]]; then kill -TERM "$child" 2> /dev/null || true; fi' TERM INT
+trap 'stopped=1; if [[ $child ]]; then end "$child"; fi' TERM INT
 
 train() {
     attempt capfilt train blip_pretrain --config "$here/config.yaml" --out "$OUT" \
