@@ -62,8 +62,7 @@ def page(results: Results) -> str:
         "## New models, by the texts that they were pre-trained on\n\n"
         "TR and IR: texts found for images and images for texts, zero-shot. The last four columns "
         "are the paper's Tables 1, 4, 12 and 13 (14M, ViT-B: Flickr30k zero-shot, COCO finetuned)."
-        "\n\n"
-        + _arms(results),
+        "\n\n" + _arms(results),
     ]
     if results.differences:
         parts.append(

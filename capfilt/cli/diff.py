@@ -18,7 +18,7 @@ def diff(
 ) -> None:
     """Say what two runs or selections decided differently: counts, and some of the texts."""
     from capfilt.report.diff import diff as compare
-    from capfilt.show import difference_text
+    from capfilt.show.datasets import difference_text
 
     found = compare(a_url, b_url, samples=samples)
     print_result(found.to_dict() if as_json else difference_text(found))

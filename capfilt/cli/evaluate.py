@@ -41,7 +41,7 @@ def evaluate_retrieval(
     as_json: Json = False,
 ) -> None:
     """Recall of images by texts and of texts by images, by ITC and then by ITM."""
-    from capfilt.show import retrieval_text
+    from capfilt.show.evaluation import retrieval_text
 
     found = _evaluate("retrieval")(
         filter_, pairs, images, split=split, k_test=k_test, overrides=overrides or ()
@@ -66,7 +66,7 @@ def evaluate_captions(
     A BLIP writes with 3 beams 5 to 20 tokens, a BLIP-2 with 5 beams 8 to 30.
     """
     from capfilt.io.publish import write_bytes
-    from capfilt.show import captions_text
+    from capfilt.show.evaluation import captions_text
 
     found = _evaluate("captions")(captioner, pairs, images, split=split, overrides=overrides or ())
     if save is not None:
@@ -96,7 +96,7 @@ def evaluate_vqa(
 ) -> None:
     """VQA accuracy of a BLIP-2 that was never trained to answer (5 beams, length penalty -1)."""
     from capfilt.io.publish import write_bytes
-    from capfilt.show import vqa_text
+    from capfilt.show.evaluation import vqa_text
 
     found = _evaluate("vqa")(
         captioner,
@@ -125,7 +125,7 @@ def evaluate_filter(
     as_json: Json = False,
 ) -> None:
     """How well a filter tells matching texts from others: ROC AUC, precision, recall."""
-    from capfilt.show import filter_quality_text
+    from capfilt.show.evaluation import filter_quality_text
 
     found = _evaluate("filter_quality")(
         filter_, pairs, images, split=split, threshold=threshold, overrides=overrides or ()
@@ -153,7 +153,7 @@ def evaluate_noise(
     as_json: Json = False,
 ) -> None:
     """Noise ratio: the share of synthetic captions that the filter rejects."""
-    from capfilt.show import noise_text
+    from capfilt.show.evaluation import noise_text
 
     found = _evaluate("noise")(
         place,

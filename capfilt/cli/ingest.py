@@ -45,7 +45,7 @@ def ingest(
 ) -> None:
     """Download URLS with img2dataset, with defaults that suit CapFilt; run it again to resume."""
     from capfilt.ingest import ingest as download
-    from capfilt.show import ingested_text
+    from capfilt.show.datasets import ingested_text
 
     found = download(
         urls,

@@ -47,7 +47,7 @@ def submit(
 def jobs(address: Server = None, as_json: Json = False) -> None:
     """List a cluster's jobs that `submit` has started."""
     from capfilt.service.cluster import JobServer
-    from capfilt.show import jobs_text
+    from capfilt.show.datasets import jobs_text
 
     found = JobServer.at(address).jobs()
     print_result({"jobs": [job.to_dict() for job in found]} if as_json else jobs_text(found))

@@ -22,7 +22,7 @@ def plan(
 ) -> None:
     """Say what a run over INPUT would take and keep, from a look at two of its shards."""
     from capfilt.estimate import estimate
-    from capfilt.show import estimate_text
+    from capfilt.show.estimate import estimate_text
 
     found = estimate(
         options.config(),

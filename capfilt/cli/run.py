@@ -77,7 +77,7 @@ def work(
     """Run, show progress, say what came of it; exit with 1 where a shard failed or is missing."""
     from capfilt.run import webhook as hooks
     from capfilt.run.job import run as run_job
-    from capfilt.show import summary_text
+    from capfilt.show.datasets import summary_text
 
     hook = hooks.Webhook(webhook, command=command, output=where.output)
     sigterm.as_interrupt()  # give shards back
@@ -99,7 +99,7 @@ def status(
 ) -> None:
     """Say how far a run is: shards by state, images and texts by verdict."""
     from capfilt.run.status import status as read_status
-    from capfilt.show import status_text
+    from capfilt.show.datasets import status_text
 
     found = read_status(output_url)
     print_result(found.to_dict() if as_json else status_text(found))
@@ -112,7 +112,7 @@ def verify(
 ) -> None:
     """Read every file of a run again and compare it with its commit: hashes and counts."""
     from capfilt.run.verify import verify as verify_output
-    from capfilt.show import verification_text
+    from capfilt.show.datasets import verification_text
 
     found = verify_output(output_url)
     print_result(found.to_dict() if as_json else verification_text(found))

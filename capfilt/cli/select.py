@@ -75,7 +75,7 @@ def select(
     from capfilt.schema import build
     from capfilt.select.select import forecast
     from capfilt.select.select import select as cut
-    from capfilt.show import forecast_text, summary_text
+    from capfilt.show.datasets import forecast_text, summary_text
 
     tree: dict[str, Any] = {
         "min_match_prob": min_match,

@@ -106,7 +106,7 @@ def train(
             cluster = Cluster(num_workers, gpus_per_worker, address)
             summary = cluster.train(found, resolved, place, live=_live())
     if not speaker():
-        from capfilt.show import trained_text
+        from capfilt.show.training import trained_text
 
         print_result(summary.to_dict() if as_json else trained_text(summary))
 

@@ -19,7 +19,7 @@ from capfilt.demo import tiny
 from capfilt.errors import ConfigError, ModelError
 from capfilt.run.job import run
 from capfilt.run.where import Where
-from capfilt.show import trained_text
+from capfilt.show.training import trained_text
 from capfilt.train.output import Output
 from capfilt.train.parts import load_data
 from capfilt.train.ranks import Ranks
