@@ -33,9 +33,10 @@ demo: install
 lint: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
-# Two files at a time: most of the tests that take long wait for other processes.
+# More files at a time than cores: the tests that take long wait for other processes. In the order of
+# the tree: by numbers of tests, which is xdist's, the long ones would come last, alone.
 test: install browser lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,14 +22,18 @@ from safetensors.torch import load_file
 from capfilt import cli
 from capfilt.bootstrap.config import ARMS
 from capfilt.bootstrap.experiment import Experiment
+from capfilt.bootstrap.material import Material
 from capfilt.bootstrap.results import Results
+from capfilt.data.sources import open_dataset
 from capfilt.demo.checker import is_true
 from capfilt.demo.dataset import read_truth
+from capfilt.demo.world import Picture
 from capfilt.errors import CapfiltError, ConfigError, TrainingError
 from tests.bootstrap.conftest import CONFIG, resolve
 from tests.call import capfilt
 
 Done = tuple[Path, Results]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -38,6 +43,12 @@ def trained(folder: Path) -> dict[str, Any]:
 def ledger(run: Path) -> list[dict[str, Any]]:
     files = sorted((run / "ledger").glob("*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def says_what_is_there(row: dict[str, Any], picture: Picture) -> bool:
+    if row["source"] == "web":
+        return picture.web.kind == "true"
+    return is_true(row["text"], picture.scene)
 
 
 def test_every_arm_is_pretrained_on_its_texts_and_the_human_set(done: Done) -> None:
@@ -156,12 +167,7 @@ def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> Non
     out, results = done
     pictures = {p.key: p for p in read_truth(out / "world/web-truth.jsonl")}
     rows = ledger(out / "seed-0/runs/1")
-    true = [
-        pictures[r["key"]].web.kind == "true"
-        if r["source"] == "web"
-        else is_true(r["text"], pictures[r["key"]].scene)
-        for r in rows
-    ]
+    true = [says_what_is_there(r, pictures[r["key"]]) for r in rows]
     kept = Counter((r["source"], r["verdict"]) for r in rows)
     of_web = [t for r, t in zip(rows, true, strict=True) if r["source"] == "web"]
     found = {name: spread.mean for name, spread in results.modules["1"].items()}
@@ -183,6 +189,22 @@ def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> Non
     assert found["web_things"] > found["web_true"]
     assert {"auc", "auc_lie", "auc_junk", "auc_other", "captions_true"} <= found.keys()
     assert set(results.modules) == {"1", "2", "shared"}
+
+
+def test_perfect_filter_chooses_what_is_true_and_nothing_else(done: Done, tmp_path: Path) -> None:
+    out, run = done[0], done[0] / "seed-0/runs/1"
+    choose = runpy.run_path(str(ROOT / "benchmarks/emoji/perfect_filter.py"))["choose"]
+    texts = choose(Material.of_world(out / "world"), run, tmp_path)
+    chosen = [
+        (Path(row["image"]).stem, text)
+        for row in json.loads((tmp_path / "texts.json").read_text())
+        for text in row["caption"]
+    ]
+    pictures = {p.key: p for p in read_truth(out / "world/web-truth.jsonl")}
+    true = [r for r in ledger(run) if says_what_is_there(r, pictures[r["key"]])]
+    assert sorted(chosen) == sorted((r["key"], r["text"]) for r in true)
+    assert {r["source"] for r in true} >= {"web"}
+    assert open_dataset("texts", texts).stock.size == len(true)
 
 
 def test_results_are_written_as_table_json_and_picture(done: Done) -> None:
