@@ -14,7 +14,10 @@ OUT=$(date -u "+$OUT")
 
 # Ends what runs in the background. A fork of this shell forgets a signal until it is the command.
 end() {
-    while cmp -s "/proc/$$/cmdline" "/proc/$1/cmdline"; do sleep 0.05; done
+    local tries=0
+    while (( tries++ < 100 )) && cmp -s "/proc/$$/cmdline" "/proc/$1/cmdline" 2> /dev/null; do
+        sleep 0.05 || true
+    done
     kill -TERM "$1" 2> /dev/null || true
 }
 
@@ -28,9 +31,10 @@ attempt() {
     if [[ $stopped ]]; then end "$child"; fi  # it came just before
     wait "$child" || code=$?
     if [[ $stopped ]]; then
-        wait "$child" 2> /dev/null || true
+        while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done  # a signal ends a wait
         exit 130
     fi
+    child=''
     if (( code > worst )); then worst=$code; fi
     return "$code"
 }

@@ -293,6 +293,33 @@ def test_sigterm_that_comes_before_the_command_is_known_reaches_it(
     assert done.returncode in (130, 128 + signal.SIGTERM)
 
 
+@pytest.mark.parametrize("script", ["run.sh", "slurm.sbatch"])
+def test_second_sigterm_does_not_end_the_wait_for_what_the_first_one_has_begun(
+    job: Path, script: str
+) -> None:
+    bin_, begun, ended = (job.parent / name for name in ("bin", "begun", "ended"))
+    bin_.mkdir()
+    lasting = f"trap 'sleep 1; touch {ended}; exit 130' TERM; touch {begun}\n"
+    lasting += "while :; do sleep 0.05; done\n"
+    for name, does in {"capfilt": lasting, "srun": "exec sleep 60", "python": "exit 0"}.items():
+        (bin_ / name).write_text(f"#!{BASH}\n{does}\n")
+        (bin_ / name).chmod(0o755)
+    fill(job, **PLACES[job.name])
+    slurm = {"SUBMIT_DIR": str(job), "JOB_ID": "17", "JOB_NUM_NODES": "1", "CPUS_PER_TASK": "1"}
+    env = {f"SLURM_{name}": value for name, value in slurm.items()}
+    env["PATH"] = f"{bin_}{os.pathsep}/usr/bin:/bin"
+    running = subprocess.Popen([BASH, str(job / script)], env=env)
+    until = time.monotonic() + 300
+    while not begun.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    for _ in range(2):
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    running.wait(timeout=300)
+    assert ended.exists()
+
+
 def test_last_line_without_an_end_and_lines_of_windows_count(job: Path) -> None:
     fill(job, **PLACES[job.name], **EVERY)
     file = job / "job.env"
