@@ -1,11 +1,12 @@
-"""What `both` would be with a filter that is never wrong: one more arm of a finished experiment.
+"""The experiment with a filter that is never wrong: two more arms of one that is finished.
 
     capfilt train bootstrap -c pipelines/bootstrap.yaml --out EXPERIMENT
     python benchmarks/emoji/perfect_filter.py EXPERIMENT SEED
 
-Of the same web texts and captions that the arm `both` of that seed was chosen from, the world's
-checker keeps what is true. Everything else is as in `both`. Figures are printed, and with the model
-in EXPERIMENT/perfect-filter.
+Of the web texts and captions that the arms `filter` and `both` of that seed were chosen from,
+those are kept that are true, by the truth of the world and its checker. All else is as in them,
+if the experiment was made with the config above as it is. Figures are printed, and lie with the
+models in EXPERIMENT/perfect-filter.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,25 +35,36 @@ from capfilt.io.commits import list_commits
 from capfilt.io.ledger import read_ledger
 from capfilt.record import Source, Verdict
 
+ARMS = {"filter": (Source.WEB,), "both": (Source.WEB, Source.SYNTHETIC)}
+
 
 def main() -> None:
-    """Choose the texts, pre-train on them and measure the model."""
+    """Choose the texts, pre-train on them and measure the models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("seed", type=int)
     given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    experiment = given.experiment.resolve()
     yaml_text = catalog.path("pipelines/bootstrap.yaml").read_text()
     config = Experiment.load().resolve(yaml_text=yaml_text)
-    material = Material.of_world(given.experiment / "world")
-    folder = given.experiment / "perfect-filter" / f"seed-{given.seed}"
-    texts = choose(material, given.experiment / f"seed-{given.seed}/runs/1", folder)
+    material = Material.of_world(experiment / "world")
+    folder = experiment / "perfect-filter" / f"seed-{given.seed}"
     agenda = Agenda()
-    Seed(given.seed, folder, config, material, agenda).arm("both", texts)
+    seed = Seed(given.seed, folder, config, material, agenda)
+    for arm, sources in ARMS.items():
+        texts = choose(
+            material, experiment / f"seed-{given.seed}/runs/1", folder / f"{arm}-texts", sources
+        )
+        seed.arm(arm, texts)
     agenda.work()
-    print(json.dumps(Figures.read(folder / "figures/both.json"), indent=1))
+    found = {arm: Figures.read(folder / f"figures/{arm}.json") for arm in ARMS}
+    print(json.dumps(found, indent=1))
 
 
-def choose(material: Material, run: Path, folder: Path) -> DatasetConfig:
+def choose(
+    material: Material, run: Path, folder: Path, sources: tuple[Source, ...]
+) -> DatasetConfig:
     """Write the true texts of a run as a captions file, with the web's pictures beside it."""
     pictures = {picture.key: picture for picture in read_truth(Path(material.web_truth))}
     texts: dict[str, list[str]] = defaultdict(list)
@@ -61,7 +74,7 @@ def choose(material: Material, run: Path, folder: Path) -> DatasetConfig:
             holds = picture.web.kind == "true"
         else:
             holds = is_true(statement(text), picture.scene)
-        if holds:
+        if holds and source in sources:
             texts[key].append(text)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)

@@ -191,17 +191,22 @@ def test_figures_of_a_run_agree_with_its_ledger_and_the_truth(done: Done) -> Non
     assert set(results.modules) == {"1", "2", "shared"}
 
 
-def test_perfect_filter_chooses_what_is_true_and_nothing_else(done: Done, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", ["filter", "both"])
+def test_perfect_filter_chooses_what_is_true_and_nothing_else(
+    done: Done, tmp_path: Path, arm: str
+) -> None:
     out, run = done[0], done[0] / "seed-0/runs/1"
-    choose = runpy.run_path(str(ROOT / "benchmarks/emoji/perfect_filter.py"))["choose"]
-    texts = choose(Material.of_world(out / "world"), run, tmp_path)
+    script = runpy.run_path(str(ROOT / "benchmarks/emoji/perfect_filter.py"))
+    sources = script["ARMS"][arm]
+    texts = script["choose"](Material.of_world(out / "world"), run, tmp_path, sources)
     chosen = [
         (Path(row["image"]).stem, text)
         for row in json.loads((tmp_path / "texts.json").read_text())
         for text in row["caption"]
     ]
     pictures = {p.key: p for p in read_truth(out / "world/web-truth.jsonl")}
-    true = [r for r in ledger(run) if says_what_is_there(r, pictures[r["key"]])]
+    rows = [r for r in ledger(run) if r["source"] in sources]
+    true = [r for r in rows if says_what_is_there(r, pictures[r["key"]])]
     assert sorted(chosen) == sorted((r["key"], r["text"]) for r in true)
     assert {r["source"] for r in true} >= {"web"}
     assert open_dataset("texts", texts).stock.size == len(true)
